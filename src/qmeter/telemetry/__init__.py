@@ -1,0 +1,1 @@
+"""Telemetry: samplers behind one seam, one recorder, one clock."""

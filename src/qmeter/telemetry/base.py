@@ -1,0 +1,24 @@
+"""The sampler seam: what it gives, one reading, close."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from qmeter.record import SeriesInfo
+
+
+class Sampler(Protocol):
+    """Reads one source of telemetry (a GPU, the host, an engine's metrics page)."""
+
+    def series(self) -> tuple[SeriesInfo, ...]:
+        """What it can give here: each series, or its gap with the reason. Called once before sampling."""
+        ...
+
+    def read(self) -> Mapping[str, float]:
+        """The present values, by series name; a value that could not be read is left out."""
+        ...
+
+    def close(self) -> None:
+        """Let go of handles."""
+        ...
