@@ -1,0 +1,166 @@
+"""Starting, watching and ending one server: always ended, with all it started, however this process ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from qmeter.engines import guard
+from qmeter.engines.base import Artifact, Engine, Launch
+from qmeter.errors import EngineCrashed, EngineNotReady, EngineUnavailable
+from qmeter.record import EffectiveConfig
+from qmeter.spec.study import Deployment
+
+GRACE_S = 10.0
+"""How long an engine may take to end after SIGTERM before SIGKILL. Units: s."""
+READY_POLL_S = 0.1
+LOG_TAIL_LINES = 12
+
+
+@dataclass
+class RunningServer:
+    """A server that is ready.
+
+    Attributes:
+        launch: how it was started and how to reach it.
+        effective: what it says it runs.
+        guard: the guarding process, ``None`` where qMeter only attached.
+        startup_s: launch to ready. Units: s.
+    """
+
+    launch: Launch
+    effective: EffectiveConfig
+    guard: subprocess.Popen[bytes] | None
+    startup_s: float
+
+    @property
+    def pids(self) -> list[int]:
+        """The engine's processes, ``[]`` where it is not ours."""
+        return guard.children(self.guard.pid) if self.guard and self.guard.poll() is None else []
+
+    def check_alive(self, stage: str) -> None:
+        """Raises:
+        EngineCrashed: it ended; the message carries the end of its log.
+        """
+        if self.guard is not None and (code := self.guard.poll()) is not None:
+            raise _crashed(code, self.launch.log_path, stage)
+
+
+@contextmanager
+def serve(
+    engine: Engine,
+    deployment: Deployment,
+    artifact: Artifact,
+    workdir: Path,
+    *,
+    on_launch: Callable[[Launch], None] | None = None,
+) -> Iterator[RunningServer]:
+    """Start the server (or attach to it), wait until it is ready, give it, and end it whatever happens.
+
+    Args:
+        workdir: where the log (``server.log``) and the engine's own files go.
+        on_launch: told the launch before the wait begins.
+
+    Raises:
+        EngineUnavailable, MethodUnsupported, OutOfMemory: the engine or its log says so.
+        EngineCrashed: it ended before it was ready.
+        EngineNotReady: the engine's ``ready_timeout`` passed.
+    """
+    launch = engine.launch_command(deployment, artifact, free_port(), workdir)
+    if on_launch:
+        on_launch(launch)
+    started = time.monotonic()
+    with _guarded(launch) as process:
+        effective = _wait_ready(engine, launch, process, started + deployment.engine.ready_timeout)
+        yield RunningServer(launch, effective, process, time.monotonic() - started)
+
+
+def free_port() -> int:
+    """A loopback TCP port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def _guarded(launch: Launch) -> Iterator[subprocess.Popen[bytes] | None]:
+    if launch.argv is None:
+        yield None
+        return
+    read_end, write_end = os.pipe()
+    launch.log_path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(launch.log_path, "ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-I", guard.__file__, str(read_end), str(GRACE_S), "--", *launch.argv],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **launch.env},
+                pass_fds=(read_end,),
+                start_new_session=True,
+            )
+    except OSError as error:
+        os.close(read_end)
+        os.close(write_end)
+        raise EngineUnavailable(f"cannot start {launch.argv[0]}: {error}", stage="launch") from error
+    os.close(read_end)
+    try:
+        yield process
+    finally:
+        os.close(write_end)
+        _wait_ended(process)
+
+
+def _wait_ended(process: subprocess.Popen[bytes]) -> None:
+    """Wait for the guard, through further interrupts: an engine must not be left behind."""
+    deadline = time.monotonic() + GRACE_S + 10.0
+    while process.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(KeyboardInterrupt, subprocess.TimeoutExpired):
+            process.wait(timeout=1.0)
+    if process.poll() is None:
+        for pid in [*guard.children(process.pid), process.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, 9)
+
+
+def _wait_ready(
+    engine: Engine, launch: Launch, process: subprocess.Popen[bytes] | None, deadline: float
+) -> EffectiveConfig:
+    while True:
+        code = process.poll() if process else None
+        effective = engine.effective(launch)  # after poll: a log that names the cause beats "it ended"
+        if effective is not None and code is None:
+            return effective
+        if code is not None:
+            raise _crashed(code, launch.log_path, "ready")
+        if time.monotonic() > deadline:
+            raise EngineNotReady(
+                "the server was not ready in time",
+                stage="ready",
+                hint=f"raise engines[].ready_timeout, or read {launch.log_path.name}:\n{_tail(launch.log_path)}",
+            )
+        time.sleep(READY_POLL_S)
+
+
+def _crashed(code: int, log: Path, stage: str) -> EngineCrashed:
+    return EngineCrashed(
+        f"the engine ended with status {code}", stage=stage, hint=f"the end of its log ({log.name}):\n{_tail(log)}"
+    )
+
+
+def _tail(log: Path) -> str:
+    try:
+        lines = log.read_text(errors="replace").splitlines()
+    except OSError:
+        return "(no log)"
+    return "\n".join("    " + line[:300] for line in lines[-LOG_TAIL_LINES:])

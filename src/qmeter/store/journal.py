@@ -1,0 +1,87 @@
+"""The append-only journal ``records.jsonl``: one record a line; a line torn by a crash is set aside, never fatal."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from qmeter.errors import IncompatibleRecords, StoreError
+from qmeter.record import SCHEMA_VERSION, Record
+
+
+class Journal:
+    """Appends and reads records.
+
+    Args:
+        path: the file; made at the first append.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def append(self, record: Record) -> None:
+        """Append one line and flush it to the disk before returning.
+
+        A torn last line, left by a killed run, is first moved to ``records.torn``, so that nothing is glued to it.
+        """
+        self._set_torn_tail_aside()
+        line = record.model_dump_json().encode() + b"\n"
+        with open(self.path, "ab") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read(self) -> Iterator[Record]:
+        """Every whole record, in order; a torn last line is left out.
+
+        Raises:
+            StoreError: a line in the middle is not a record (names the line).
+            IncompatibleRecords: written by a newer qMeter.
+        """
+        if not self.path.exists():
+            return
+        raw = self.path.read_bytes()
+        lines = raw.split(b"\n")
+        lines.pop()  # what follows the last newline: nothing, or a torn line
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield self._parse(number, line)
+
+    def _parse(self, number: int, line: bytes) -> Record:
+        where = f"{self.path}, line {number}"
+        try:
+            data = json.loads(line)
+            version = data.get("schema_version", 0)
+        except (ValueError, AttributeError) as error:
+            raise StoreError(
+                f"{where}: not a record ({error})", hint="remove that line; its cell can be resumed"
+            ) from error
+        if version > SCHEMA_VERSION:
+            raise IncompatibleRecords(
+                f"{where}: schema {version} is newer than this qMeter's {SCHEMA_VERSION}", hint="upgrade qMeter"
+            )
+        try:
+            return Record.model_validate(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            path = ".".join(str(p) for p in first["loc"])
+            raise StoreError(
+                f"{where}: {path}: {first['msg']}", hint="remove that line; its cell can be resumed"
+            ) from error
+
+    def _set_torn_tail_aside(self) -> None:
+        if not self.path.exists() or self.path.stat().st_size == 0:
+            return
+        with open(self.path, "r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) == b"\n":
+                return
+            raw = self.path.read_bytes()
+            keep = raw.rfind(b"\n") + 1
+            with open(self.path.with_name("records.torn"), "ab") as torn:
+                torn.write(raw[keep:] + b"\n")
+            file.truncate(keep)

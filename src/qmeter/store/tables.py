@@ -1,0 +1,85 @@
+"""Parquet for a cell's tables, through DuckDB: written to a temporary name, then renamed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+
+from qmeter.errors import StoreError
+from qmeter.record import TABLES, CellTables
+
+_SQL_TYPES: dict[Any, str] = {
+    np.float64: "DOUBLE", np.int32: "INTEGER", np.int16: "SMALLINT", np.int8: "TINYINT", np.bool_: "BOOLEAN",
+    np.object_: "VARCHAR",
+}  # fmt: skip
+
+
+def write_tables(folder: Path, tables: CellTables) -> dict[str, Path]:
+    """Write each table to ``folder/<name>.parquet`` (zstd); returns name → path. Replaces what was there, whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = {}
+    with duckdb.connect() as db:
+        for name, kind in TABLES.items():
+            rows = getattr(tables, name).columns()
+            columns = {c: _plain(v) for c, v in rows.items()}
+            casts = ", ".join(f'CAST("{c}" AS {_SQL_TYPES[kind.dtypes[c]]}) AS "{c}"' for c in columns)
+            path = folder / f"{name}.parquet"
+            temporary = path.with_suffix(f".{os.getpid()}.tmp")
+            db.register("source_rows", columns)
+            db.execute(
+                f"COPY (SELECT {casts} FROM source_rows) TO '{_quoted(temporary)}' (FORMAT parquet, COMPRESSION zstd)"
+            )
+            db.unregister("source_rows")
+            os.replace(temporary, path)
+            written[name] = path
+    return written
+
+
+def read_tables(folder: Path) -> CellTables:
+    """Read back what :func:`write_tables` wrote; an absent table is empty.
+
+    Raises:
+        StoreError: a file is there but is not what it should be.
+    """
+    made = {}
+    with duckdb.connect() as db:
+        for name, kind in TABLES.items():
+            path = folder / f"{name}.parquet"
+            if not path.exists():
+                made[name] = kind.empty()  # type: ignore[attr-defined]
+                continue
+            listed = ", ".join(f'"{c}"' for c in kind.dtypes)
+            try:
+                found = db.execute(f"SELECT {listed} FROM read_parquet('{_quoted(path)}')").fetchnumpy()
+            except duckdb.Error as error:
+                raise StoreError(
+                    f"{path} cannot be read: {error}", hint="delete the cell's folder and resume"
+                ) from error
+            made[name] = kind(**{c: _unmasked(found[c], kind.dtypes[c]) for c in kind.dtypes})
+    return CellTables(**made)
+
+
+def _plain(column: Any) -> Any:
+    """DuckDB scans empty object arrays as no type at all: give them one."""
+    if column.dtype == object and len(column) == 0:
+        return np.empty(0, dtype="<U1")
+    return np.ascontiguousarray(column)
+
+
+def _unmasked(column: Any, dtype: Any) -> Any:
+    """A DuckDB result column without its mask: NULL becomes None, NaN or -1."""
+    mask, values = np.ma.getmaskarray(column), np.ma.getdata(column)
+    if dtype is np.object_:
+        listed = [None if null or value is None else value for null, value in zip(mask, values, strict=True)]
+        return np.array(listed, dtype=object) if listed else np.empty(0, dtype=object)
+    if mask.any():
+        return np.ma.filled(column, np.nan if dtype is np.float64 else -1)
+    return values
+
+
+def _quoted(path: Path) -> str:
+    return str(path).replace("'", "''")
