@@ -39,8 +39,14 @@ class Target:
 
 @dataclass(frozen=True)
 class LoadResult:
-    """What one load run gives: every request, every token event, and the client's proof of its own accuracy."""
+    """What one load run gives: every request, every token event, and the client's proof of its own accuracy.
+
+    Attributes:
+        start_s: when the load's schedule began (its send time 0), on the clock that ``drive`` was given. The runner
+            then moves the cell's clock there, so that in a record t = 0 is the start of the load.
+    """
 
     requests: Requests
     tokens: Tokens
     proof: ClientProof
+    start_s: float

@@ -50,7 +50,11 @@ class Reason(_Frozen):
 
 
 class Clock(_Frozen):
-    """The cell's clock: t_s = CLOCK_MONOTONIC - ``origin_monotonic_s``; the wall clock is for the reader only."""
+    """The cell's clock: t_s = CLOCK_MONOTONIC - ``origin_monotonic_s``; the wall clock is for the reader only.
+
+    The origin is the start of the load: schedule times are cell times, and the planned window is
+    [warmup, warmup + window].
+    """
 
     origin_monotonic_s: float
     origin_unix_s: float

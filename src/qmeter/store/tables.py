@@ -50,7 +50,7 @@ def read_tables(folder: Path) -> CellTables:
         for name, kind in TABLES.items():
             path = folder / f"{name}.parquet"
             if not path.exists():
-                made[name] = kind.empty()  # type: ignore[attr-defined]
+                made[name] = kind.empty()
                 continue
             listed = ", ".join(f'"{c}"' for c in kind.dtypes)
             try:
