@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any
 
@@ -22,7 +23,10 @@ def _parse(text: Any, table: dict[str, float] | dict[str, int], what: str, examp
     if not match or match[2] not in table:
         unit = f"unit {match[2]!r}" if match and match[2] else "no unit" if match else "not a number with a unit"
         raise ValueError(f"expected {what} such as {example!r}, found {text!r}: {unit} (units: {', '.join(table)})")
-    return float(match[1]) * table[match[2]]
+    value = float(match[1]) * table[match[2]]
+    if not math.isfinite(value):
+        raise ValueError(f"expected {what} such as {example!r}, found {text!r}: too large")
+    return value
 
 
 def parse_duration_s(text: Any) -> float:

@@ -12,10 +12,11 @@ from qmeter.spec.units import DurationS, RateHz
 class Frozen(BaseModel):
     """Base of every spec type: frozen, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 PositiveRate = Annotated[RateHz, Field(gt=0)]
+TokenCount = Annotated[int, Field(ge=1, le=10_000_000)]
 
 
 class ConstantArrivals(Frozen):
@@ -59,7 +60,8 @@ class RampArrivals(Frozen):
 class TraceArrivals(Frozen):
     """Replay of a trace file: ``azure`` CSV (TIMESTAMP, ContextTokens, GeneratedTokens) or ``mooncake`` JSONL.
 
-    ``time_scale`` 2.0 plays it twice as fast; ``offset`` skips the trace's first seconds.
+    ``time_scale`` 2.0 plays it twice as fast; ``offset`` skips the trace's first seconds. ``sha256`` of the file is
+    filled in when the study is loaded, so that a trace changed since then is noticed.
     """
 
     kind: Literal["trace"] = "trace"
@@ -67,6 +69,7 @@ class TraceArrivals(Frozen):
     format: Literal["azure", "mooncake"]
     time_scale: float = Field(default=1.0, gt=0)
     offset: DurationS = 0.0
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
 
 
 Arrivals = Annotated[
@@ -79,15 +82,15 @@ class FixedLength(Frozen):
     """Always ``tokens``."""
 
     kind: Literal["fixed"] = "fixed"
-    tokens: int = Field(ge=1)
+    tokens: TokenCount
 
 
 class UniformLength(Frozen):
     """Uniform on ``low``..``high``, both included."""
 
     kind: Literal["uniform"] = "uniform"
-    low: int = Field(ge=1)
-    high: int = Field(ge=1)
+    low: TokenCount
+    high: TokenCount
 
     @model_validator(mode="after")
     def _ordered(self) -> UniformLength:
@@ -102,14 +105,21 @@ class LognormalLength(Frozen):
     kind: Literal["lognormal"] = "lognormal"
     median: float = Field(gt=0)
     sigma: float = Field(gt=0)
-    low: int = Field(default=1, ge=1)
-    high: int = Field(ge=1)
+    low: TokenCount = 1
+    high: TokenCount
+
+    @model_validator(mode="after")
+    def _ordered(self) -> LognormalLength:
+        if self.low > self.high:
+            raise ValueError(f"low ({self.low}) is above high ({self.high})")
+        return self
 
 
 class TraceLength(Frozen):
-    """The length that the trace row carries (only with trace arrivals)."""
+    """The length that the trace row carries (only with trace arrivals), cut at ``high`` where that is set."""
 
     kind: Literal["trace"] = "trace"
+    high: TokenCount | None = None
 
 
 Lengths = Annotated[FixedLength | UniformLength | LognormalLength | TraceLength, Field(discriminator="kind")]
