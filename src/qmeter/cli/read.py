@@ -1,0 +1,92 @@
+"""``qmeter show`` and ``qmeter query``: a study's records in the terminal."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from qmeter.record import Quantity, Record
+from qmeter.store import StudyStore
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Study folder.", exists=True, file_okay=False)]
+COLUMNS = (
+    "throughput_tok_s",
+    "goodput_hz",
+    "ttft_p50_s",
+    "ttft_p99_s",
+    "tpot_mean_s",
+    "j_per_output_token",
+    "ppl_ratio",
+)
+
+
+def show(
+    folder: Folder,
+    cell: Annotated[str | None, typer.Option("--cell", help="One cell in full: its id or the id's beginning.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print records as JSON.")] = False,
+) -> None:
+    """Print a study's records: one line a cell, or one cell in full. Unknown quantities say why."""
+    records = StudyStore(folder).records()
+    if cell is not None:
+        found = [r for r in records if r.cell_id.startswith(cell)]
+        if len(found) != 1:
+            raise typer.BadParameter(f"{len(found)} cells begin with {cell!r}; ids: qmeter show {folder}")
+        typer.echo(found[0].model_dump_json(indent=2))
+    elif as_json:
+        for record in records:
+            typer.echo(record.model_dump_json())
+    else:
+        Console().print(_table(records))
+
+
+def query(
+    folder: Folder,
+    sql: Annotated[str, typer.Argument(help="SQL over records, requests, tokens, telemetry, steps.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a row.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="CSV.")] = False,
+) -> None:
+    """Run SQL over a study's records and tables (DuckDB). Try: SELECT * FROM records; DESCRIBE requests."""
+    answer = StudyStore(folder).query(sql)
+    if as_json:
+        for row in answer.rows:
+            typer.echo(json.dumps(dict(zip(answer.columns, row, strict=True)), default=str))
+    elif as_csv:
+        writer = csv.writer(sys.stdout)
+        writer.writerow(answer.columns)
+        writer.writerows(answer.rows)
+    else:
+        table = Table(*answer.columns)
+        for row in answer.rows:
+            table.add_row(*(_shown(v) for v in row))
+        Console().print(table)
+
+
+def _table(records: list[Record]) -> Table:
+    table = Table("cell", "status", "model", "method", "workload", "#", *COLUMNS)
+    for record in records:
+        deployment: dict[str, Any] = record.cell["deployment"]
+        known = {**record.metrics, **record.energy, **record.quality}
+        table.add_row(
+            record.cell_id[:8], record.status.value, deployment["model"]["name"], deployment["method"],
+            record.cell["workload"]["name"], str(record.cell["repeat"]), *(_quantity(known.get(c)) for c in COLUMNS),
+        )  # fmt: skip
+        for reason in record.reasons:
+            table.add_row("", f"[red]{reason.kind}[/]", "", "", "", "", reason.message)
+    return table
+
+
+def _quantity(quantity: Quantity | None) -> str:
+    if quantity is None:
+        return ""
+    return f"{quantity.value:.4g}" if quantity.value is not None else "unknown"
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else "" if value is None else str(value)

@@ -1,0 +1,96 @@
+"""``qmeter run``, ``resume`` and ``quickstart``."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qmeter.cli.display import show_events
+from qmeter.spec import load_study, load_study_text
+from qmeter.spec.study import Study
+from qmeter.store import StudyStore
+from qmeter.study.check import check_study
+from qmeter.study.dry_run import print_plan
+from qmeter.study.events import StudyEnded
+from qmeter.study.runner import run_study
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of a display.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Study folder (default: runs/NAME).")]
+Retry = Annotated[bool, typer.Option("--retry-failed", help="Measure failed and invalid cells again.")]
+
+
+def run(
+    study_file: Annotated[Path, typer.Argument(metavar="STUDY", help="Study file (YAML).", exists=True, dir_okay=False)],
+    out: Out = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print commands, memory and time; start nothing.")] = False,
+    retry_failed: Retry = False,
+    no_report: Annotated[bool, typer.Option("--no-report", help="Do not write the report at the end.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a study: every cell that its folder lacks, a record for each, then the report.
+
+    Exit codes: 0 every cell is measured and valid; 1 some are failed or invalid (their records say why);
+    2 the study is wrong, nothing was started; 3 another error; 130 interrupted (go on with resume).
+    """
+    study = load_study(study_file)
+    _warn(check_study(study), as_json)
+    if dry_run:
+        print_plan(study, as_json=as_json)
+        return
+    store = StudyStore.create(out or Path("runs") / study.name, study, study_file.read_text())
+    _measure(study, store, retry_failed, as_json, report=not no_report)
+
+
+def resume(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Study folder.", exists=True, file_okay=False)],
+    retry_failed: Retry = False,
+    no_report: Annotated[bool, typer.Option("--no-report", help="Do not write the report at the end.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Go on with a study folder: measure the cells it has no record of. Exit codes as for run."""
+    store = StudyStore(folder)
+    study = store.study
+    _warn(check_study(study), as_json)
+    _measure(study, store, retry_failed, as_json, report=not no_report)
+
+
+def quickstart(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Study folder.")] = Path("qmeter-quickstart"),
+    as_json: Json = False,
+) -> None:
+    """Fetch a 98 MB model, measure nine quantization methods on this machine under online load, write the report.
+
+    Needs no GPU; takes a few minutes. Exit codes as for run.
+    """
+    text = (files("qmeter.study") / "quickstart.yaml").read_text(encoding="utf-8")
+    study = load_study_text(text, "quickstart.yaml")
+    check_study(study)
+    _measure(study, StudyStore.create(out, study, text), retry_failed=False, as_json=as_json, report=True)
+
+
+def _measure(study: Study, store: StudyStore, retry_failed: bool, as_json: bool, *, report: bool) -> None:
+    with show_events(as_json) as listener:
+        ended = run_study(study, store, listener=listener, retry_failed=retry_failed)
+    if report:
+        from qmeter.report import write_report
+
+        page = write_report(store.folder)
+        typer.echo(json.dumps({"event": "report", "path": str(page)}) if as_json else f"report: {page}")
+    raise typer.Exit(_exit_code(ended))
+
+
+def _exit_code(ended: StudyEnded) -> int:
+    return 0 if ended.failed == ended.invalid == 0 else 1
+
+
+def _warn(warnings: list[object], as_json: bool) -> None:
+    for warning in warnings:
+        message, hint = getattr(warning, "message", str(warning)), getattr(warning, "hint", None)
+        if as_json:
+            typer.echo(json.dumps({"event": "warning", "message": message, "hint": hint}))
+        else:
+            typer.secho(f"warning: {message}" + (f" ({hint})" if hint else ""), fg="yellow", err=True)

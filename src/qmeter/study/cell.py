@@ -1,0 +1,175 @@
+"""Measuring one cell on a running server: load, telemetry, tables, analysis, record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+
+from qmeter.analysis.cell import analyse
+from qmeter.engines.base import Launch, MetricsMap
+from qmeter.engines.server import RunningServer
+from qmeter.errors import EngineError, LoadError
+from qmeter.load import LoadResult, Target, drive
+from qmeter.quality.tasks import grade_requests, task_items
+from qmeter.record import (
+    CellStatus,
+    CellTables,
+    Clock,
+    Record,
+    RecordKind,
+    Requests,
+    RequestStatus,
+    SeriesInfo,
+    Steps,
+    Telemetry,
+    Tokens,
+)
+from qmeter.spec.study import Cell
+from qmeter.spec.workload import ClosedArrivals, FixedLength, SyntheticPrompts, WorkloadSpec
+from qmeter.study.context import DeploymentContext
+from qmeter.telemetry.base import Sampler
+from qmeter.telemetry.recorder import Recorder
+from qmeter.workload import Schedule, Vocabulary, build
+
+Table = TypeVar("Table", Requests, Tokens, Telemetry)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A running server made ready to be measured: what every cell on it uses."""
+
+    context: DeploymentContext
+    server: RunningServer
+    mapping: MetricsMap
+    samplers: Sequence[Sampler]
+    vocabulary: Vocabulary
+
+    def target(self, workload: WorkloadSpec) -> Target:
+        """Where and how this workload's requests go."""
+        launch = self.server.launch
+        return Target(
+            base_url=launch.base_url,
+            model=launch.served_model,
+            headers=launch.headers,
+            temperature=workload.temperature,
+            ignore_eos=workload.ignore_eos,
+            keep_text=workload.prompts.kind == "tasks",
+            timeout_s=workload.warmup + workload.window + workload.drain,
+        )
+
+
+def warm_up(bench: Bench, cell: Cell) -> None:
+    """A few concurrent requests of the cell's size, so that no cell pays for first-use work. Nothing is kept."""
+    workload = cell.workload.model_copy(
+        update={
+            "name": "warm-up",
+            "arrivals": ClosedArrivals(concurrency=4),
+            "prompt_tokens": FixedLength(tokens=64),
+            "output_tokens": FixedLength(tokens=16),
+            "warmup": 0.0,
+            "window": 1.0,
+        }
+    )
+    schedule = replace(_schedule(bench, workload.model_copy(update={"prompts": SyntheticPrompts()}), seed=0))
+    drive(
+        replace(schedule, requests=schedule.requests[:8], send_s=schedule.send_s[:8]),
+        bench.target(workload),
+        origin_monotonic_s=time.monotonic(),
+        client=cell.client,
+    )
+
+
+def measure_cell(bench: Bench, cell: Cell) -> Record:
+    """Drive the cell's load, sample while it runs, write its tables, and make its record.
+
+    Raises:
+        EngineCrashed: the server ended meanwhile; the tables of what was seen are written all the same.
+        LoadError: no request could be completed.
+    """
+    context, workload = bench.context, cell.workload
+    schedule = _schedule(bench, workload, cell.seed)
+    expected_s = workload.warmup + workload.window
+    with context.stage("load", cell.label, expected_s):
+        result, tables, series, clock = _run_load(bench, cell, schedule)
+    with context.stage("analyse", cell.label):
+        files = context.store.write_tables(cell.id, tables)
+        bench.server.check_alive("load")
+        _require_completions(tables)
+        found = analyse(tables, workload, series, idle_power=context.idle_power, seed=cell.seed)
+        quality = dict(context.quality)
+        if workload.prompts.kind == "tasks":
+            quality.update(grade_requests(tables.requests))
+    return context.record(
+        cell,
+        RecordKind.MEASURED,
+        CellStatus.INVALID if result.proof.failures else CellStatus.OK,
+        reasons=result.proof.failures,
+        warnings=tuple(found.warnings),
+        clock=clock,
+        window=found.window,
+        proof=result.proof,
+        metrics=found.metrics,
+        energy=found.energy,
+        quality=quality,
+        series=series,
+        files=files,
+    )
+
+
+def _run_load(
+    bench: Bench, cell: Cell, schedule: Schedule
+) -> tuple[LoadResult, CellTables, tuple[SeriesInfo, ...], Clock]:
+    origin_s = time.monotonic()
+    recorder = Recorder(bench.samplers, cell.telemetry.rate_hz, origin_s)
+    recorder.start()
+    try:
+        result = drive(schedule, bench.target(cell.workload), origin_monotonic_s=origin_s, client=cell.client)
+    finally:
+        telemetry, series = recorder.stop()
+    begin_s = result.start_s
+    steps = _steps(bench.mapping, bench.server.launch, origin_s + begin_s)
+    tables = CellTables(
+        requests=_moved(result.requests, -begin_s, "intended_s", "sent_s", "first_token_s", "last_token_s", "end_s"),
+        tokens=_moved(result.tokens, -begin_s, "t_s"),
+        telemetry=_moved(telemetry, -begin_s, "t_s"),
+        steps=steps,
+    )
+    clock = Clock(
+        origin_monotonic_s=origin_s + begin_s, origin_unix_s=time.time() - time.monotonic() + origin_s + begin_s
+    )
+    return result, tables, series, clock
+
+
+def _steps(mapping: MetricsMap, launch: Launch, origin_s: float) -> Steps:
+    if mapping.steps is None:
+        return Steps.empty()  # type: ignore[no-any-return]
+    found = mapping.steps(launch, origin_s)
+    if not isinstance(found, Steps):
+        raise EngineError("the engine's iteration log is not a Steps table", stage="load")
+    return found
+
+
+def _moved(table: Table, by_s: float, *columns: str) -> Table:
+    """The table with the named time columns moved by ``by_s``."""
+    return replace(table, **{c: getattr(table, c) + by_s for c in columns})
+
+
+def _schedule(bench: Bench, workload: WorkloadSpec, seed: int) -> Schedule:
+    items = task_items(workload.prompts.tasks, seed) if workload.prompts.kind == "tasks" else None
+    return build(workload, seed, bench.vocabulary, items)
+
+
+def _require_completions(tables: CellTables) -> None:
+    statuses = tables.requests.status
+    if np.any(statuses == RequestStatus.OK.value):
+        return
+    kinds, counts = np.unique(statuses.astype(str), return_counts=True)
+    seen = ", ".join(f"{n} {k}" for k, n in zip(kinds, counts, strict=True)) or "none was sent"
+    errors = [e for e in tables.requests.error if e]
+    raise LoadError(
+        f"no request was completed ({seen})", hint=f"first error: {errors[0]}" if errors else "lower the load"
+    )

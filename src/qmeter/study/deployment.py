@@ -1,0 +1,190 @@
+"""One deployment from model source to teardown, every cell on it ending in a record."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from qmeter import catalog, sources
+from qmeter.engines.base import Engine, Launch
+from qmeter.engines.server import RunningServer, serve
+from qmeter.engines.table import ENGINES
+from qmeter.engines.verify import verify
+from qmeter.errors import EngineCrashed, MethodNotApplied, QMeterError
+from qmeter.record import Quantity, Reason, Record
+from qmeter.spec.study import Cell, Study
+from qmeter.store import StudyStore
+from qmeter.study.cell import Bench, measure_cell, warm_up
+from qmeter.study.context import DeploymentContext
+from qmeter.study.events import CellEnded, Listener
+from qmeter.study.fidelity import measure_fidelity
+from qmeter.telemetry.base import Sampler
+from qmeter.telemetry.host import EngineProcessSampler
+from qmeter.telemetry.prometheus import EngineSampler
+from qmeter.telemetry.recorder import Recorder
+from qmeter.workload import Vocabulary
+
+IDLE_S = 3.0
+"""Length of the idle-power baseline before each deployment, where the host has a power counter. Units: s."""
+MOST_STARTS = 2
+"""How often a deployment is started again after its engine crashed under load, first start included."""
+
+
+class DeploymentRun:
+    """Runs the given cells, all of one deployment; every one of them ends as a record in the store.
+
+    Args:
+        samplers: the host's, open for the whole study.
+        cache: where models are kept.
+        remaining: cells left in the study, for the events.
+    """
+
+    def __init__(
+        self, store: StudyStore, study: Study, cells: Sequence[Cell], samplers: Sequence[Sampler], cache: Path,
+        listener: Listener, remaining: int,
+    ):  # fmt: skip
+        deployment = cells[0].deployment
+        self._store, self._study, self._listener = store, study, listener
+        self._samplers, self._cache, self._remaining = list(samplers), cache, remaining
+        self._pending = list(cells)
+        self._context = DeploymentContext(
+            store=store,
+            study_name=study.name,
+            deployment=deployment,
+            method=catalog.method(deployment.method),
+            shape=catalog.model(deployment.model.shape),
+            listener=listener,
+        )
+
+    def run(self) -> None:
+        """Measure every cell; whatever goes wrong becomes the record of the cells it cost."""
+        started_s = time.monotonic()
+        try:
+            engine: Engine = ENGINES.create(self._context.deployment.engine.name)
+            with self._context.stage("source"):
+                name = self._context.deployment.engine.name
+                self._context.artifact = sources.prepare(
+                    self._context.deployment.model, self._context.method, name, self._cache
+                )
+            with self._context.stage("idle"):
+                self._context.idle_power = self._idle_power()
+            for attempt in range(1, MOST_STARTS + 1):
+                self._serve_and_measure(engine, last=attempt == MOST_STARTS)
+                if not self._pending:
+                    break
+        except Exception as error:  # a failed deployment is a record for each of its cells, not the study's end
+            self._log(error)
+            for cell in list(self._pending):
+                self._end(cell, self._context.failure(cell, error))
+        self._context.timings["deployment"] = time.monotonic() - started_s
+
+    def _serve_and_measure(self, engine: Engine, *, last: bool) -> None:
+        context, folder = self._context, self._store.deployment_folder(self._context.deployment.id)
+        assert context.artifact is not None
+        with self._serving(engine, folder) as server:
+            self._check_method(server)
+            mapping = engine.metrics_map()
+            own: list[Sampler] = [EngineSampler(server.launch, mapping), EngineProcessSampler(lambda: server.pids)]
+            vocabulary = Vocabulary.of(context.shape)
+            bench = Bench(context, server, mapping, [*self._samplers, *own], vocabulary)
+            try:
+                with context.stage("warmup"):
+                    warm_up(bench, self._pending[0])
+                server.check_alive("warmup")
+                with context.stage("quality"):
+                    measure_fidelity(bench, self._study, self._pending[0])
+                self._measure_all(bench, last=last)
+            finally:
+                for sampler in own:
+                    sampler.close()
+
+    @contextmanager
+    def _serving(self, engine: Engine, folder: Path) -> Iterator[RunningServer]:
+        """The server, with launch and teardown timed as stages."""
+        context = self._context
+        assert context.artifact is not None
+
+        def launched(launch: Launch) -> None:
+            context.launch = launch
+
+        serving = serve(engine, context.deployment, context.artifact, folder, on_launch=launched)
+        with context.stage("launch"):
+            server = serving.__enter__()
+        failure: BaseException | None = None
+        try:
+            yield server
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            with context.stage("teardown"):
+                serving.__exit__(type(failure) if failure else None, failure, None)
+
+    def _check_method(self, server: RunningServer) -> None:
+        context = self._context
+        assert context.artifact is not None
+        context.effective = server.effective
+        with context.stage("verify"):
+            context.verification = verify(
+                context.deployment, context.method, context.shape, context.artifact, server.effective
+            )
+            if failed := context.verification.failed:
+                said = "; ".join(f"{c.name}: expected {c.expected}, the engine runs {c.seen}" for c in failed)
+                raise MethodNotApplied(
+                    f"the engine does not run {context.method.name}: {said}",
+                    hint="the checkpoint or the flags do not give this method on this engine: see the server's log",
+                )
+            if not context.verification.verified:
+                why = "; ".join(f"{c.name}: {c.why}" for c in context.verification.checks if c.passed is None)
+                context.warnings.append(
+                    Reason(kind="unverified_method", stage="verify", message=f"the method could not be verified: {why}")
+                )
+
+    def _measure_all(self, bench: Bench, *, last: bool) -> None:
+        for cell in list(self._pending):
+            try:
+                record = measure_cell(bench, cell)
+            except EngineCrashed as error:
+                self._end(cell, self._context.failure(cell, error))
+                if last:
+                    raise
+                return
+            except Exception as error:  # this cell failed; the server still runs, so the next one may not
+                self._log(error)
+                record = self._context.failure(cell, error)
+            self._end(cell, record)
+
+    def _end(self, cell: Cell, record: Record) -> None:
+        self._store.append(record)
+        self._pending.remove(cell)
+        self._remaining -= 1
+        for stage in ("load", "analyse"):
+            self._context.timings.pop(stage, None)
+        self._listener(CellEnded(cell.label, record, self._remaining))
+
+    def _idle_power(self) -> Quantity:
+        """Mean power over :data:`IDLE_S` before the launch, from the power series there are. Units: W."""
+        powered = [s for s in self._samplers if any(i.unit == "W" and not i.gap for i in s.series())]
+        if not powered:
+            return Quantity.unknown("W", "this host has no power sensor that qMeter reads")
+        recorder = Recorder(powered, self._pending[0].telemetry.rate_hz, time.monotonic())
+        recorder.start()
+        time.sleep(IDLE_S)
+        telemetry, series = recorder.stop()
+        means = [
+            float(np.mean(telemetry.of(i.name)[1]))
+            for i in series
+            if i.name.endswith(".power_w") and len(telemetry.of(i.name)[1])
+        ]
+        return Quantity.of(sum(means), "W", n=len(telemetry)) if means else Quantity.unknown("W", "no power reading")
+
+    def _log(self, error: BaseException) -> None:
+        folder = self._store.deployment_folder(self._context.deployment.id)
+        kind = error.kind if isinstance(error, QMeterError) else "Unexpected"
+        with open(folder / "errors.log", "a") as file:
+            file.write(f"--- {kind}\n{''.join(traceback.format_exception(error))}\n")

@@ -1,0 +1,76 @@
+"""Runs a study: the cells it lacks, a deployment at a time, in the study's order."""
+
+from __future__ import annotations
+
+import os
+import time
+from itertools import groupby
+from pathlib import Path
+
+from qmeter.record import CellStatus, Record
+from qmeter.spec.study import Cell, Study, expand
+from qmeter.store import StudyStore
+from qmeter.study.deployment import DeploymentRun
+from qmeter.study.events import Listener, StudyEnded, StudyStarted, silent
+from qmeter.telemetry.table import open_samplers
+
+
+def run_study(
+    study: Study,
+    store: StudyStore,
+    *,
+    listener: Listener = silent,
+    cache: Path | None = None,
+    retry_failed: bool = False,
+) -> StudyEnded:
+    """Measure every cell that the store lacks; on return each cell of the study has a record.
+
+    Args:
+        cache: where models are kept (default: :func:`default_cache`).
+        retry_failed: measure again the cells whose latest record is failed or invalid.
+
+    Raises:
+        StoreError: another run holds the folder.
+    """
+    started_s = time.monotonic()
+    with store.lock():
+        cells = expand(study)
+        pending = missing_cells(cells, store.records(), retry_failed=retry_failed)
+        listener(StudyStarted(study.name, str(store.folder), len(cells), len(cells) - len(pending)))
+        samplers = open_samplers(study.telemetry.samplers) if pending else []
+        remaining = len(pending)
+        try:
+            for _, group in groupby(pending, key=lambda cell: cell.deployment.id):
+                members = list(group)
+                DeploymentRun(store, study, members, samplers, cache or default_cache(), listener, remaining).run()
+                remaining -= len(members)
+        finally:
+            for sampler in samplers:
+                sampler.close()
+        ended = _outcome(store, {cell.id for cell in cells}, time.monotonic() - started_s)
+    listener(ended)
+    return ended
+
+
+def missing_cells(cells: list[Cell], records: list[Record], *, retry_failed: bool) -> list[Cell]:
+    """The cells without a record, in order; with ``retry_failed`` also those whose record is not OK."""
+    done = {r.cell_id for r in records if r.status is CellStatus.OK or not retry_failed}
+    return [cell for cell in cells if cell.id not in done]
+
+
+def default_cache() -> Path:
+    """Where models are kept: ``$QMETER_CACHE``, else the user's cache folder."""
+    if named := os.environ.get("QMETER_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qmeter"
+
+
+def _outcome(store: StudyStore, ids: set[str], wall_s: float) -> StudyEnded:
+    statuses = [r.status for r in store.records() if r.cell_id in ids]
+    return StudyEnded(
+        folder=str(store.folder),
+        ok=statuses.count(CellStatus.OK),
+        invalid=statuses.count(CellStatus.INVALID),
+        failed=statuses.count(CellStatus.FAILED),
+        wall_s=wall_s,
+    )

@@ -1,0 +1,179 @@
+"""GIVEN a study folder, WHEN it is written, torn, mixed or queried, THEN nothing is lost and nothing is hidden."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qmeter.errors import IncompatibleRecords, StoreError
+from qmeter.record import (
+    CellStatus,
+    CellTables,
+    Provenance,
+    Quantity,
+    Reason,
+    Record,
+    RecordKind,
+    Requests,
+    Steps,
+    Telemetry,
+    Tokens,
+)
+from qmeter.spec.study import Study
+from qmeter.store import StudyStore
+
+STUDY = Study.model_validate(
+    {
+        "qmeter": 1,
+        "name": "s",
+        "models": [{"name": "m", "source": "x", "shape": "smollm2-135m"}],
+        "engines": [{"name": "openvino"}],
+        "methods": ["f16"],
+        "workloads": [{"name": "w", "arrivals": {"kind": "poisson", "rate": "1/s"}}],
+    }
+)
+
+
+def record(cell_id: str, status: CellStatus = CellStatus.OK, **parts: object) -> Record:
+    cell = {
+        "deployment": {"model": {"name": "m"}, "engine": {"name": "openvino"}, "method": "f16", "device": "cpu",
+                       "parallelism": {"tp": 1, "pp": 1, "dp": 1}},
+        "workload": {"name": "w"}, "repeat": 0, "seed": 3,
+    }  # fmt: skip
+    return Record(
+        kind=RecordKind.MEASURED, study="s", cell_id=cell_id, deployment_id="d", status=status, cell=cell,
+        provenance=Provenance(
+            qmeter_version="0", git_commit=None, started_unix_s=0.0, host={}, versions={}, engine_command=None,
+            engine_env={}, model={}, hashes={}, seed=3,
+        ),
+        **parts,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def tables() -> CellTables:
+    n = 3
+    strings = np.array(["ok", "stalled", "ok"], dtype=object)
+    return CellTables(
+        requests=Requests(
+            intended_s=np.arange(n), sent_s=np.arange(n) + 0.1, first_token_s=np.array([0.5, np.nan, 2.5]),
+            last_token_s=np.array([0.9, np.nan, 2.9]), end_s=np.arange(n) + 1.0,
+            prompt_tokens_asked=np.full(n, 8), output_tokens_asked=np.full(n, 2), prompt_tokens=np.full(n, 8),
+            output_tokens=np.array([2, -1, 2]), status=strings, http_status=np.full(n, 200),
+            finish_reason=np.array(["length", None, "length"], dtype=object), task=np.array([None] * n, dtype=object),
+            item=np.array([None] * n, dtype=object), text=np.array(["a'b", None, "é\n"], dtype=object),
+            error=np.array([None, "silent for 60 s", None], dtype=object),
+        ),
+        tokens=Tokens(np.array([0, 0, 2, 2]), np.array([0.5, 0.9, 2.5, 2.9]), np.ones(4), np.zeros(4), np.zeros(4)),
+        telemetry=Telemetry(np.array(["host.cpu_share"] * 2, dtype=object), np.array([0.0, 0.1]), np.array([0.5, 0.6])),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> StudyStore:
+    return StudyStore.create(tmp_path / "study", STUDY, "qmeter: 1\n")
+
+
+def test_records_come_back_equal(store: StudyStore) -> None:
+    made = record("a", metrics={"ttft_p50_s": Quantity.of(0.2, "s", low=0.1, high=0.3, n=40)})
+    store.append(made)
+    assert store.records() == [made]
+
+
+def test_the_latest_record_of_a_cell_counts(store: StudyStore) -> None:
+    store.append(record("a", CellStatus.FAILED, reasons=(Reason(kind="OutOfMemory", stage="launch", message="no"),)))
+    store.append(record("b"))
+    store.append(record("a"))
+    assert [(r.cell_id, r.status) for r in store.records()] == [("a", CellStatus.OK), ("b", CellStatus.OK)]
+
+
+@pytest.mark.parametrize("keep", [1, 40, 200])
+def test_a_line_torn_by_a_crash_is_set_aside_and_the_next_append_is_whole(store: StudyStore, keep: int) -> None:
+    store.append(record("a"))
+    journal = store.folder / "records.jsonl"
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + whole[:keep])
+    assert [r.cell_id for r in store.records()] == ["a"]
+    store.append(record("b"))
+    assert [r.cell_id for r in store.records()] == ["a", "b"]
+    assert (store.folder / "records.torn").read_bytes() == whole[:keep] + b"\n"
+
+
+def test_a_broken_line_in_the_middle_is_named(store: StudyStore) -> None:
+    store.append(record("a"))
+    with open(store.folder / "records.jsonl", "ab") as file:
+        file.write(b'{"schema_version": 1, "kind": "measured"}\n')
+    store.append(record("b"))
+    with pytest.raises(StoreError, match=r"records.jsonl, line 2: .*Field required"):
+        store.records()
+
+
+def test_a_newer_schema_is_refused(store: StudyStore) -> None:
+    (store.folder / "records.jsonl").write_text('{"schema_version": 99}\n')
+    with pytest.raises(IncompatibleRecords, match="schema 99"):
+        store.records()
+
+
+def test_tables_come_back_equal(store: StudyStore) -> None:
+    made = tables()
+    store.write_tables("a", made)
+    back = store.tables(record("a"))
+    for name in ("requests", "tokens", "telemetry", "steps"):
+        for column, values in getattr(made, name).columns().items():
+            found = getattr(back, name).columns()[column]
+            assert found.dtype == values.dtype, (name, column)
+            np.testing.assert_array_equal(found, values)
+    assert len(back.steps) == 0 and isinstance(back.steps, Steps)
+
+
+def test_a_broken_table_is_named(store: StudyStore) -> None:
+    store.write_tables("a", tables())
+    (store.cell_folder("a") / "tokens.parquet").write_bytes(b"PAR1 nonsense")
+    with pytest.raises(StoreError, match=r"tokens\.parquet"):
+        store.tables(record("a"))
+
+
+def test_sql_sees_records_and_tables_together(store: StudyStore) -> None:
+    store.write_tables("a", tables())
+    store.append(
+        record(
+            "a", metrics={"ttft_p50_s": Quantity.of(0.2, "s")}, energy={"energy_j": Quantity.unknown("J", "no counter")}
+        )
+    )
+    answer = store.query(
+        "SELECT r.method, r.ttft_p50_s, r.energy_j, count(*) AS n "
+        "FROM records r JOIN tokens USING (cell_id) GROUP BY ALL"
+    )
+    assert answer.columns == ("method", "ttft_p50_s", "energy_j", "n")
+    assert answer.rows == (("f16", 0.2, None, 4),)
+
+
+def test_wrong_sql_is_an_error_with_a_hint(store: StudyStore) -> None:
+    with pytest.raises(StoreError, match="nosuch") as caught:
+        store.query("SELECT nosuch FROM records")
+    assert "DESCRIBE" in (caught.value.hint or "")
+
+
+def test_another_study_is_not_mixed_in(store: StudyStore) -> None:
+    other = STUDY.model_copy(update={"seed": 9})
+    with pytest.raises(StoreError, match="different study"):
+        StudyStore.create(store.folder, other, "")
+
+
+def test_foreign_files_are_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(StoreError, match="not empty"):
+        StudyStore.create(tmp_path, STUDY, "")
+
+
+def test_a_second_run_is_refused(store: StudyStore) -> None:
+    program = (
+        "import sys; from qmeter.store import StudyStore; from qmeter.errors import StoreError\n"
+        "try:\n    StudyStore(sys.argv[1]).lock().__enter__()\nexcept StoreError: print('refused')\n"
+    )
+    with store.lock():
+        done = subprocess.run([sys.executable, "-c", program, str(store.folder)], capture_output=True, text=True)
+    assert done.stdout.strip() == "refused"
