@@ -65,6 +65,9 @@ class SpecError(QMeterError):
         super().__init__(message, hint=hint, stage="spec")
         self.faults = tuple(faults)
 
+    def __str__(self) -> str:
+        return "\n".join([super().__str__(), *(f"  {path}: {message}" for path, message in self.faults)])
+
 
 class UnknownName(QMeterError):
     """A name is in no table; ``nearest`` holds the closest valid names, ``known`` all of them."""

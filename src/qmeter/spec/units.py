@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-_NUMBER = re.compile(r"^\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-zµ/%]*)\s*$")
+_NUMBER = re.compile(r"^\s*([-+]?[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-zµ/%]*)\s*$")
 _SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
 _HZ = {"/s": 1.0, "/min": 1 / 60, "/h": 1 / 3600, "Hz": 1.0}
 _BYTES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -24,6 +24,8 @@ def _parse(text: Any, table: dict[str, float] | dict[str, int], what: str, examp
         unit = f"unit {match[2]!r}" if match and match[2] else "no unit" if match else "not a number with a unit"
         raise ValueError(f"expected {what} such as {example!r}, found {text!r}: {unit} (units: {', '.join(table)})")
     value = float(match[1]) * table[match[2]]
+    if value < 0:
+        raise ValueError(f"expected {what} such as {example!r}, found {text!r}: it must not be negative")
     if not math.isfinite(value):
         raise ValueError(f"expected {what} such as {example!r}, found {text!r}: too large")
     return value

@@ -1,0 +1,149 @@
+"""A study file becomes a :class:`~qmeter.spec.study.Study`, or a list of everything that is wrong with it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from qmeter.errors import SpecError
+from qmeter.spec.document import Document, Fault, YamlPath, read_document
+from qmeter.spec.explain import explain, stray_booleans
+from qmeter.spec.points import Points
+from qmeter.spec.rules import broken_rules
+from qmeter.spec.study import Study
+from qmeter.spec.workload import TraceArrivals
+
+
+@dataclass
+class Draft:
+    """A study file as far as it could be understood.
+
+    Attributes:
+        document: the file's data and lines.
+        points: the data with workload points expanded.
+        study: the validated study, or ``None`` where the schema refuses it.
+        faults: everything wrong so far, in the file's paths, with lines.
+    """
+
+    document: Document
+    points: Points
+    study: Study | None
+    faults: list[Fault]
+
+    def add(self, path: YamlPath, message: str) -> None:
+        """Note a fault at ``path`` of the expanded study; the same fault of several points of one list counts once."""
+        back = self.points.in_file(path)
+        fault = Fault(back, message, self.document.line(back))
+        if fault not in self.faults:
+            self.faults.append(fault)
+
+    def refuse(self) -> None:
+        """Raise all faults together, in the file's order.
+
+        Raises:
+            SpecError: there is at least one.
+        """
+        if not self.faults:
+            return
+        ordered = sorted(self.faults, key=lambda f: (f.line, [str(p) for p in f.path]))
+        count = f"{len(ordered)} faults" if len(ordered) > 1 else "1 fault"
+        raise SpecError(
+            f"{self.document.name}: {count}; nothing was started",
+            faults=[f.as_pair() for f in ordered],
+            hint="correct the lines named and run the command again",
+        )
+
+
+def load_study(path: Path) -> Study:
+    """Read and validate a study file; lists under ``arrivals`` become workload points.
+
+    Relative trace paths count from the study file's folder, and each trace's sha256 is filled in.
+
+    Raises:
+        SpecError: with every fault of the file: its YAML path, the value found, what is valid, the line.
+    """
+    draft = draft_study(path)
+    draft.refuse()
+    assert draft.study is not None
+    return draft.study
+
+
+def load_study_text(text: str, name: str = "study") -> Study:
+    """As :func:`load_study`, from text; relative trace paths count from the working directory."""
+    draft = draft_text(text, name, Path())
+    draft.refuse()
+    assert draft.study is not None
+    return draft.study
+
+
+def draft_study(path: Path) -> Draft:
+    """Read a study file and collect its faults without raising them.
+
+    Raises:
+        SpecError: the file cannot be read at all.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise SpecError(f"no study file at {path}", hint=f"check the path, or write one: qmeter init {path}") from None
+    except OSError as error:
+        raise SpecError(f"cannot read {path}: {error.strerror}", hint="check the path and its permissions") from None
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{path} is not text in UTF-8 (byte {error.start})", hint="save it as UTF-8") from None
+    return draft_text(text, path.name, path.parent)
+
+
+def draft_text(text: str, name: str, folder: Path) -> Draft:
+    """As :func:`draft_study`, from text; relative trace paths count from ``folder``."""
+    document = read_document(text, name)
+    points = Points(document.data)
+    draft = Draft(document, points, None, list(document.faults))
+    if not isinstance(points.data, dict):
+        return draft
+    study, found = _validated(points.data)
+    for fault in (*points.faults, *found):
+        draft.add(fault.path, fault.message)
+    if study is None:
+        return draft
+    draft.study = study
+    for fault in broken_rules(study):
+        draft.add(fault.path, fault.message)
+    draft.study = _with_traces(draft, study, folder)
+    return draft
+
+
+def _validated(data: object) -> tuple[Study | None, list[Fault]]:
+    """The study, or ``None``, and what the schema says against the data."""
+    study, found = None, []
+    try:
+        study = Study.model_validate(data)
+    except ValidationError as error:
+        found = explain(error, Study, data)
+    known = {fault.path for fault in found}
+    return study, [*found, *(fault for fault in stray_booleans(Study, data) if fault.path not in known)]
+
+
+def _with_traces(draft: Draft, study: Study, folder: Path) -> Study:
+    """The study with trace paths made absolute and their sha256 filled in; a trace that cannot be read is a fault."""
+    workloads = []
+    for i, workload in enumerate(study.workloads):
+        law = workload.arrivals
+        if isinstance(law, TraceArrivals):
+            path = (folder / law.path).resolve()
+            try:
+                with path.open("rb") as file:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+                if law.sha256 not in (None, found):
+                    draft.add(
+                        ("workloads", i, "arrivals", "sha256"), f"the file's is {found}: another file, or changed"
+                    )
+                law = law.model_copy(update={"path": str(path), "sha256": found})
+            except OSError as error:
+                draft.add(
+                    ("workloads", i, "arrivals", "path"), f"cannot read the trace {str(path)!r}: {error.strerror}"
+                )
+        workloads.append(workload.model_copy(update={"arrivals": law}))
+    return study.model_copy(update={"workloads": tuple(workloads)})
