@@ -12,6 +12,7 @@ from qmeter.catalog.lookup import (
     model,
     models,
 )
+from qmeter.catalog.memory import MemoryFit, memory_fit
 from qmeter.catalog.scheme import EngineFlags, Method, MethodClass, Paper
 from qmeter.catalog.shape import Linear, ModelShape
 
@@ -21,6 +22,7 @@ __all__ = [
     "EngineFlags",
     "KVFormat",
     "Linear",
+    "MemoryFit",
     "Method",
     "MethodClass",
     "ModelShape",
@@ -30,6 +32,7 @@ __all__ = [
     "device",
     "device_from_nvml",
     "devices",
+    "memory_fit",
     "method",
     "methods",
     "model",

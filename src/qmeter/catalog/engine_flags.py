@@ -80,6 +80,7 @@ class VllmWeights:
     dtype: str = "bfloat16"
     kernels: tuple[str, ...] = ()
     wrong_kernels: tuple[str, ...] = ()
+    kernel_proves_activations: bool = False
     min_capability: tuple[int, int] | None = (7, 5)
     max_capability: tuple[int, int] | None = None
     needs: tuple[str, ...] = ()
@@ -108,24 +109,25 @@ VLLM_WEIGHTS = {
         needs=("bitsandbytes>=0.48.1",), note="needs a checkpoint quantized before; no tensor parallelism",
     ),
     "int8-w8a8": VllmWeights(
-        "ct-int8-w8a8", f.INT8_CHANNEL, "int8", "int8", kernels=("Int8ScaledMM",), max_capability=(9, 9),
+        "ct-int8-w8a8", f.INT8_CHANNEL, "int8", "int8", kernels=("Int8ScaledMM",), kernel_proves_activations=True,
+        max_capability=(9, 9),
         note="the CUTLASS INT8 kernel ends at Hopper",
     ),
     "fp8": VllmWeights(
         "bf16", f.FP8_CHANNEL, "fp8", "fp8", load_args=("--quantization", "fp8_per_channel"),
-        kernels=("FP8ScaledMM",), wrong_kernels=("MarlinFP8",), min_capability=(8, 9),
+        kernels=("FP8ScaledMM",), wrong_kernels=("MarlinFP8",), kernel_proves_activations=True, min_capability=(8, 9),
         note="below 8.9 vLLM keeps 16-bit activations (Marlin), which is another method",
     ),
     "fp8-static": VllmWeights(
         "ct-fp8-static", f.FP8_TENSOR, "fp8", "fp8", kernels=("FP8ScaledMM",),
-        wrong_kernels=("MarlinFP8",), min_capability=(8, 9),
+        wrong_kernels=("MarlinFP8",), kernel_proves_activations=True, min_capability=(8, 9),
     ),
     "fp8-block": VllmWeights(
         "bf16", f.FP8_BLOCK, "fp8", "fp8", load_args=("--quantization", "fp8_per_block"),
-        kernels=("BlockScaled",), wrong_kernels=("MarlinFP8",), min_capability=(8, 9),
+        kernels=("BlockScaled",), wrong_kernels=("MarlinFP8",), kernel_proves_activations=True, min_capability=(8, 9),
     ),
     "w4a8-fp8": VllmWeights(
-        "ct-w4a8-fp8", f.W4A8_FP8_CUTLASS, "int4", "fp8", kernels=("CutlassW4A8",),
+        "ct-w4a8-fp8", f.W4A8_FP8_CUTLASS, "int4", "fp8", kernels=("CutlassW4A8",), kernel_proves_activations=True,
         min_capability=(9, 0), max_capability=(9, 0), note="the CUTLASS W4A8 kernel is Hopper's alone",
     ),
     "w4a8-int8": VllmWeights(
@@ -152,6 +154,7 @@ def vllm(weights: str, kv: str = "bf16") -> EngineFlags:
         load_args=w.load_args,
         env=dict(w.env),
         kernels=w.kernels,
+        kernel_shows=("weights", "activations") if w.kernel_proves_activations else ("weights",),
         wrong_kernels=w.wrong_kernels,
         min_capability=low,
         max_capability=w.max_capability,

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from qmeter.catalog.shape import ModelShape
 
-
 LLAMA3_ROPE: Mapping[str, float | str] = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from qmeter.catalog.layout import KVFormat, WeightLayout
 from qmeter.catalog.shape import ModelShape
+from qmeter.errors import MethodUnsupported
 
 
 class MethodClass(StrEnum):
@@ -49,6 +50,7 @@ class EngineFlags:
         weight_types, activation_types, kv_types: words that the engine may report for each and be right.
         kernels: kernel families that are this method, matched case-insensitively as parts of the reported kernel's
             name; empty: any kernel.
+        kernel_shows: parts ("weights", "activations") that such a kernel proves: a weight-only kernel proves weights.
         wrong_kernels: kernel families that show that another method runs, matched the same way.
         min_capability, max_capability: GPU compute capability it needs, both ends included; ``None``: no bound.
         needs: packages or programs that must be installed beside the engine.
@@ -66,6 +68,7 @@ class EngineFlags:
     env: Mapping[str, str] = field(default_factory=dict)
     properties: Mapping[str, str] = field(default_factory=dict)
     kernels: tuple[str, ...] = ()
+    kernel_shows: tuple[str, ...] = ("weights",)
     wrong_kernels: tuple[str, ...] = ()
     min_capability: tuple[int, int] | None = None
     max_capability: tuple[int, int] | None = None
@@ -131,6 +134,24 @@ class Method:
     engines: Mapping[str, EngineFlags]
     note: str | None = None
     aliases: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts it quantizes, of "weights", "activations", "kv"; ``("weights",)`` for 16-bit baselines."""
+        quantized = {"weights": self.weight_bits, "activations": self.activation_bits, "kv": self.kv_bits}
+        return tuple(part for part, bits in quantized.items() if bits < 16) or ("weights",)
+
+    def flags(self, engine: str) -> EngineFlags:
+        """What ``engine`` is told and must report.
+
+        Raises:
+            MethodUnsupported: the catalog knows no way to run it there; the hint names the engines that have it.
+        """
+        if engine in self.engines:
+            return self.engines[engine]
+        able = ", ".join(name for name in self.engines if name != "endpoint")
+        hint = f"engines that run it: {able}; `qmeter methods --engine {engine}` lists what {engine} runs"
+        raise MethodUnsupported(f"engine {engine!r} has no way to run method {self.name!r}", hint=hint)
 
     def expected_weight_bytes(self, shape: ModelShape, engine: str | None = None) -> int:
         """Bytes of weights in memory, all devices together: as ``engine`` lays them out, or as the format does."""

@@ -44,7 +44,8 @@ class EffectiveConfig(_Frozen):
 class Check(_Frozen):
     """One comparison of what was asked with what the engine reports.
 
-    ``passed is None`` means that the engine does not report it; ``why`` then says so.
+    ``passed is None`` means that the engine does not report it; ``why`` then says so. ``shows`` names the parts of
+    the deployment ("weights", "activations", "kv") that a pass shows to be as asked.
     """
 
     name: str
@@ -52,12 +53,18 @@ class Check(_Frozen):
     seen: str | None
     passed: bool | None
     why: str | None = None
+    shows: tuple[str, ...] = ()
 
 
 class Verification(_Frozen):
-    """All checks of one deployment. ``verified``: at least one weight or type check passed and none failed."""
+    """All checks of one deployment, and the parts that the method changes (``needed``: "weights", "kv", …).
+
+    ``verified``: at least one check passed, none failed, and every needed part was shown by a check that passed: an
+    FP8 KV cache is not verified by the right weight bytes.
+    """
 
     checks: tuple[Check, ...]
+    needed: tuple[str, ...] = ()
 
     @property
     def failed(self) -> tuple[Check, ...]:
@@ -67,4 +74,10 @@ class Verification(_Frozen):
     @property
     def verified(self) -> bool:
         """Whether the method was shown to be in effect."""
-        return not self.failed and any(c.passed for c in self.checks)
+        return not self.failed and any(c.passed for c in self.checks) and not self.unshown
+
+    @property
+    def unshown(self) -> tuple[str, ...]:
+        """The parts the method changes that no passed check has shown to be in effect."""
+        shown = {part for c in self.checks if c.passed for part in c.shows}
+        return tuple(part for part in self.needed if part not in shown)
