@@ -6,17 +6,12 @@ import types
 import typing
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from qmeter.spec import units
 from qmeter.spec.document import YamlPath
+from qmeter.spec.units import Written
 
-_EXAMPLES: dict[Any, str] = {
-    units.parse_duration_s: "a duration such as '12s'",
-    units.parse_rate_hz: "a rate such as '4/s'",
-    units.parse_bytes: "a size such as '2GiB'",
-}
 _TYPES: dict[Any, str] = {
     str: "text",
     int: "a whole number",
@@ -54,9 +49,8 @@ def model_at(root: type[BaseModel], path: YamlPath, data: Any) -> type[BaseModel
 
 def describe(annotation: Any) -> str:
     """A type in words for a person."""
-    for example in (_EXAMPLES.get(m.func) for m in _metadata(annotation) if isinstance(m, BeforeValidator)):
-        if example:
-            return example
+    for written in (m for m in _metadata(annotation) if isinstance(m, Written)):
+        return written.example
     options = [leaf for leaf in leaves(annotation) if leaf is not type(None)]
     if any(get_origin(option) is Literal for option in options):
         return " or ".join(repr(a) for option in options for a in get_args(option))

@@ -1,12 +1,17 @@
-"""Quantities in study files: a number with its unit, parsed to SI. A bare number is refused: "2" of what?"""
+"""Quantities in study files: a number with its unit, parsed to SI. A bare number is refused: "2" of what?
+
+A resolved study, read back from JSON (``model_validate_json``), holds SI numbers, and there they are taken as such.
+"""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, ValidationInfo
 
 _NUMBER = re.compile(r"^\s*([-+]?[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-zµ/%]*)\s*$")
 _SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
@@ -46,6 +51,20 @@ def parse_bytes(text: Any) -> float:
     return _parse(text, _BYTES, "a size", "2GiB")
 
 
-DurationS = Annotated[float, BeforeValidator(parse_duration_s)]
-RateHz = Annotated[float, BeforeValidator(parse_rate_hz)]
-SizeBytes = Annotated[float, BeforeValidator(parse_bytes)]
+def _si(parse: Callable[[Any], float]) -> BeforeValidator:
+    def read(value: Any, info: ValidationInfo) -> float:
+        return value if info.mode == "json" and type(value) in (int, float) else parse(value)
+
+    return BeforeValidator(read)
+
+
+@dataclass(frozen=True)
+class Written:
+    """How a quantity is written in a study, for messages."""
+
+    example: str
+
+
+DurationS = Annotated[float, _si(parse_duration_s), Written("a duration such as '12s'")]
+RateHz = Annotated[float, _si(parse_rate_hz), Written("a rate such as '4/s'")]
+SizeBytes = Annotated[float, _si(parse_bytes), Written("a size such as '2GiB'")]
