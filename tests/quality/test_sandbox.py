@@ -1,0 +1,100 @@
+"""GIVEN hostile programs WHEN each runs in the cage THEN it is named and the host has nothing of it left."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from qmeter.errors import QualityError
+from qmeter.quality import sandbox
+from qmeter.quality.sandbox import Limits, Verdict, run
+
+pytestmark = pytest.mark.skipif(sandbox.unavailable() is not None, reason=f"no sandbox here: {sandbox.unavailable()}")
+
+QUICK = Limits(cpu_s=1, wall_s=2.0)
+
+ATTACKS = {
+    "fork bomb": ("import os\nwhile True: os.fork()", Verdict.PROCESSES),
+    "patient fork bomb": (
+        "import os, time\nwhile True:\n  try: os.fork()\n  except OSError: time.sleep(.01)",
+        Verdict.PROCESSES,
+    ),
+    "threads without end": (
+        "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(9,)).start()",
+        Verdict.PROCESSES,
+    ),
+    "endless loop": ("while True: pass", Verdict.CPU_TIME),
+    "endless sleep": ("import time\ntime.sleep(1000)", Verdict.WALL_TIME),
+    "10 GB of output": (
+        "import sys\nfor _ in range(10 * 2**20): sys.stdout.write('x' * 1024)",
+        Verdict.OUTPUT,
+    ),
+    "10 GB of memory": ("x = bytearray(10 * 2**30)", Verdict.MEMORY),
+    "memory by many": (
+        "import os, time\nfor _ in range(3): os.fork()\nx = bytearray(200 * 2**20)\ntime.sleep(9)",
+        Verdict.MEMORY,
+    ),
+    "write to the system": ("open('/usr/lib/evil', 'w')", Verdict.FILES),
+    "10 GB file": ("f = open('/work/big', 'wb')\nwhile True: f.write(bytes(2**20))", Verdict.FILES),
+    "a million files": ("for i in range(10**6): open(f'/work/{i}', 'w')", Verdict.FILES),
+    "network to this host": ("import socket\nsocket.create_connection(('127.0.0.1', 22), 1)", Verdict.NETWORK),
+    "network to a name": ("import socket\nsocket.getaddrinfo('example.org', 80)", Verdict.NETWORK),
+    "leave early with success": ("import os\nos._exit(0)", Verdict.FAILED),
+    "wrong answer": ("assert 1 + 1 == 3, 'wrong'", Verdict.FAILED),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_attack_is_named_and_the_host_is_unharmed(attack: str) -> None:
+    program, expected = ATTACKS[attack]
+    before, free = {p.pid for p in psutil.process_iter()}, psutil.disk_usage("/tmp").free
+    began = time.monotonic()
+    outcome = run(program, QUICK)
+    assert outcome.verdict is expected, outcome
+    assert outcome.why and len(outcome.output) <= QUICK.output_bytes
+    assert time.monotonic() - began < QUICK.wall_s + 3
+    left = [p for p in psutil.process_iter(["pid", "cmdline"]) if p.pid not in before]
+    assert not [p for p in left if "/work/program.py" in (p.info["cmdline"] or [])]
+    assert not list(Path("/tmp").glob("qmeter-sandbox-*"))
+    assert free - psutil.disk_usage("/tmp").free < 2**30
+
+
+def test_a_good_program_passes_and_its_output_is_kept() -> None:
+    outcome = run("open('/work/a', 'w').write('hi')\nassert open('/work/a').read() == 'hi'\nprint('done')", QUICK)
+    assert outcome.verdict is Verdict.PASSED and outcome.output.strip() == "done"
+
+
+def test_the_program_sees_no_host_files_processes_environment_or_rights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QMETER_SECRET", "sk-123")
+    outcome = run(
+        "import os\nassert os.getpid() == 2 and os.getuid() != 0\nassert 'QMETER_SECRET' not in os.environ\n"
+        "assert not os.path.exists('/proc/1') and not os.path.exists('/etc/passwd')\n"
+        "assert os.listdir('/work') == ['program.py']\n"
+        "try: os.kill(1, 9)\nexcept OSError: pass\n"
+        "try: os.setuid(0)\nexcept OSError: print('kept out')",
+        QUICK,
+    )
+    assert outcome.verdict is Verdict.PASSED, outcome
+    assert outcome.output.strip() == "kept out"
+
+
+def test_orphans_end_with_the_program() -> None:
+    mark = "4242.4242"
+    run(f"import os, time\nif os.fork() == 0:\n  os.setsid()\n  time.sleep({mark})", QUICK)
+    time.sleep(0.1)
+    assert not [p for p in psutil.process_iter(["cmdline"]) if "/work/program.py" in (p.info["cmdline"] or [])]
+
+
+def test_where_the_cage_cannot_be_built_nothing_runs(tmp_path: Path) -> None:
+    proof = tmp_path / "ran"
+    request = {
+        "program": f"open({str(proof)!r}, 'w')", "limits": sandbox.asdict(QUICK), "interpreter_root": "/usr",
+        "argv": [os.path.realpath(sandbox.sys.executable), "-c", "0"], "root": str(tmp_path / "missing"),
+    }  # fmt: skip
+    with pytest.raises(QualityError, match="was not run: this host refuses") as caught:
+        sandbox._Keeper(QUICK).keep(request, os.path.realpath(sandbox.sys.executable), "word")
+    assert caught.value.hint and not proof.exists()
