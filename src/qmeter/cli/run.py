@@ -10,11 +10,11 @@ from typing import Annotated
 import typer
 
 from qmeter.cli.display import show_events
+from qmeter.cli.plan_view import print_plan
 from qmeter.spec import load_study, load_study_text
 from qmeter.spec.study import Study
 from qmeter.store import StudyStore
 from qmeter.study.check import check_study
-from qmeter.study.dry_run import print_plan
 from qmeter.study.events import StudyEnded
 from qmeter.study.runner import run_study
 
@@ -24,7 +24,9 @@ Retry = Annotated[bool, typer.Option("--retry-failed", help="Measure failed and 
 
 
 def run(
-    study_file: Annotated[Path, typer.Argument(metavar="STUDY", help="Study file (YAML).", exists=True, dir_okay=False)],
+    study_file: Annotated[
+        Path, typer.Argument(metavar="STUDY", help="Study file (YAML).", exists=True, dir_okay=False)
+    ],
     out: Out = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print commands, memory and time; start nothing.")] = False,
     retry_failed: Retry = False,
