@@ -11,6 +11,7 @@ from qmeter.catalog.lookup import (
     methods,
     model,
     models,
+    why_not,
 )
 from qmeter.catalog.memory import MemoryFit, memory_fit
 from qmeter.catalog.scheme import EngineFlags, Method, MethodClass, Paper
@@ -37,4 +38,5 @@ __all__ = [
     "methods",
     "model",
     "models",
+    "why_not",
 ]

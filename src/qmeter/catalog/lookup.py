@@ -14,6 +14,11 @@ from qmeter.catalog.shape import ModelShape
 from qmeter.errors import UnknownName
 from qmeter.registry import nearest
 
+ENDPOINT = "endpoint"
+"""The engine that only attaches: it takes every method on its operator's word."""
+DEVICE_KINDS: dict[str, tuple[str, ...]] = {"openvino": ("cpu",), "vllm": ("gpu",)}
+"""Engine → kinds of device that qMeter runs it on, where that is not all."""
+
 
 class _Named(Protocol):
     @property
@@ -80,3 +85,24 @@ def _find(what: str, name: str, rows: Sequence[T]) -> T:
             return row
     known = [row.name for row in rows]
     raise UnknownName(what, name, known, nearest(name, known))
+
+
+def why_not(method: Method, engine: str | None, device: Device | None) -> str | None:
+    """Why ``method`` does not run on ``engine`` (any of them where ``None``) and ``device``; ``None``: it does."""
+    if engine is not None and engine not in method.engines:
+        able = ", ".join(name for name in method.engines if name != ENDPOINT)
+        return f"{engine} has no way to run it; engines that have: {able}"
+    candidates = [engine] if engine else [name for name in method.engines if name != ENDPOINT]
+    if device is None:
+        return None
+    refusals = {name: _refusal(method, name, device) for name in candidates}
+    if any(why is None for why in refusals.values()):
+        return None
+    return "; ".join(f"{name}: {why}" for name, why in refusals.items())
+
+
+def _refusal(method: Method, engine: str, device: Device) -> str | None:
+    kinds = DEVICE_KINDS.get(engine)
+    if kinds and device.kind not in kinds:
+        return f"qMeter runs it on a {' or '.join(kinds).upper()} only"
+    return method.engines[engine].refuses(device.compute_capability)

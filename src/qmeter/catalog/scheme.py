@@ -75,24 +75,24 @@ class EngineFlags:
     needs: tuple[str, ...] = ()
     note: str | None = None
 
+    @property
+    def capability_range(self) -> str:
+        """The compute capabilities that have it, in words: "9.0 exactly", "8.9 or more", "7.5 to 9.9", "any"."""
+        low, high = (".".join(map(str, c)) if c else None for c in (self.min_capability, self.max_capability))
+        if low == high:
+            return f"{low} exactly" if low else "any"
+        return f"{low} or more" if high is None else f"{low or 'any'} to {high}"
+
     def refuses(self, capability: tuple[int, int] | None) -> str | None:
         """Why a device of this compute capability (``None``: a CPU) cannot run it, or ``None`` where it can."""
         if self.min_capability is None and self.max_capability is None:
             return None
-        need = _bounds(self.min_capability, self.max_capability)
         if capability is None:
-            return f"needs a GPU of compute capability {need}"
+            return f"needs a GPU of compute capability {self.capability_range}"
         low = self.min_capability is not None and capability < self.min_capability
         high = self.max_capability is not None and capability > self.max_capability
         has = ".".join(map(str, capability))
-        return f"needs compute capability {need}; the device has {has}" if low or high else None
-
-
-def _bounds(low: tuple[int, int] | None, high: tuple[int, int] | None) -> str:
-    text = [".".join(map(str, bound)) if bound else None for bound in (low, high)]
-    if low == high:
-        return f"{text[0]} exactly"
-    return f"{text[0]} or more" if high is None else f"{text[0] or 'any'} to {text[1]}"
+        return f"needs compute capability {self.capability_range}; the device has {has}" if low or high else None
 
 
 @dataclass(frozen=True)
