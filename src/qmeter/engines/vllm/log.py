@@ -1,0 +1,131 @@
+"""What vLLM's log says: the effective configuration, and why a start failed. Format strings of vLLM 0.25.1."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from qmeter.errors import EngineCrashed, EngineError, MethodUnsupported, OutOfMemory
+
+_GIB = 2**30
+_LINES: dict[str, re.Pattern[str]] = {
+    "engine_version": re.compile(r"Initializing a V1 LLM engine \(v(\S+?)\) with config"),
+    "weight_gib": re.compile(r"Model loading took ([\d.]+) GiB"),
+    "kv_tokens": re.compile(r"GPU KV cache size: ([\d,]+) tokens"),
+    "kv_gib": re.compile(r"Available KV cache memory: (-?[\d.]+) GiB"),
+    "attention": re.compile(r"Using (\S+) attention backend"),
+    "flash_attention": re.compile(r"Using FlashAttention version (\d+)"),
+    "quantization": re.compile(r"[ ,]quantization=([^,\s]+)"),
+    "kv_cache_dtype": re.compile(r"[ ,]kv_cache_dtype=([^,\s]+)"),
+    "dtype": re.compile(r"[ ,]dtype=torch\.([^,\s]+)"),
+    "load_format": re.compile(r"[ ,]load_format=([^,\s]+)"),
+    "max_seq_len": re.compile(r"[ ,]max_seq_len=(\d+)"),
+    "prefix_caching": re.compile(r"[ ,]enable_prefix_caching=(\w+)"),
+    "token_budget": re.compile(r"max_num_batched_tokens=(\d+)"),
+    "load_s": re.compile(r"Model loading took .* and ([\d.]+) seconds"),
+    "compile_s": re.compile(r"torch\.compile took ([\d.]+) s in total"),
+    "init_s": re.compile(r"init engine \(.*?\) took ([\d.]+) s"),
+    "graphs_s": re.compile(r"Graph capturing finished in ([\d.]+) secs"),
+    "async_scheduling": re.compile(r"Asynchronous scheduling is (enabled|disabled)"),
+}
+_KERNEL = re.compile(r"(?:Using|Selected) (\w*Kernel\w*) for (\w+)")
+_ERROR_LINE = re.compile(r"(?:^|\s)((?:\w+\.)*\w*(?:Error|Exception)): (.+)")
+
+_MEMORY = re.compile(
+    r"out of memory|No available memory for the cache|larger than the available KV cache|even a single token"
+    r"|less than desired GPU memory utilization|not enough GPU memory",
+    re.IGNORECASE,
+)
+_UNSUPPORTED = re.compile(
+    r"kernel that can implement|not supported|unsupported|compatible scheme was found|No valid attention backend"
+    r"|is not valid for this configuration|not divisible|does not support|kernels require|Unknown quantization"
+    r"|does not match the quantization method|no '\w+' kernel exists",
+    re.IGNORECASE,
+)
+_DEATH = re.compile(r"Engine core initialization failed|EngineCore failed to start|error: (?:unrecognized|argument)")
+
+TYPES_BY_SCHEME: dict[str, tuple[str, str]] = {
+    "CompressedTensorsW8A8Int8": ("int8", "int8"),
+    "CompressedTensorsW8A8Fp8": ("fp8", "fp8"),
+    "CompressedTensorsW8A16Fp8": ("fp8", "bf16"),
+    "CompressedTensorsW4A8Fp8": ("int4", "fp8"),
+    "Fp8LinearMethod": ("fp8", "fp8"),
+    "Fp8PtpcOnlineLinearMethod": ("fp8", "fp8"),
+    "Fp8PerTensorOnlineLinearMethod": ("fp8", "fp8"),
+    "Fp8PerBlockOnlineLinearMethod": ("fp8", "fp8"),
+    "AutoAWQMarlinLinearMethod": ("int4", "bf16"),
+}
+"""vLLM's linear method or scheme → weight and activation type, where its name alone decides."""
+
+
+@dataclass(frozen=True)
+class LogFacts:
+    """What was found in a log: ``values`` by name, ``kernels`` as (kernel, scheme), each with its line."""
+
+    values: dict[str, str] = field(default_factory=dict)
+    kernels: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def weight_bytes(self) -> int | None:
+        """Weights in device memory. vLLM prints hundredths of a GiB."""
+        text = self.values.get("weight_gib")
+        return int(float(text) * _GIB) if text else None
+
+    @property
+    def kernel(self) -> str | None:
+        """The quantized matrix kernels, in the order chosen; ``None`` where the log names none."""
+        return " + ".join(dict.fromkeys(kernel for kernel, _ in self.kernels)) or None
+
+    def types(self) -> tuple[str | None, str | None]:
+        """Weight and activation type as the chosen schemes say; 16-bit where no quantized kernel was chosen."""
+        dtype = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}.get(self.values.get("dtype", ""))
+        if not self.kernels:
+            return dtype, dtype
+        kernel, scheme = self.kernels[0]
+        weight, activation = TYPES_BY_SCHEME.get(scheme, (None, None))
+        if "Marlin" in kernel and activation == "fp8" and weight == "fp8":
+            activation = dtype
+        return weight, activation
+
+
+def parse(text: str) -> LogFacts:
+    """The first occurrence of each known line; kernels in order, once each."""
+    values = {name: match[1] for name, pattern in _LINES.items() if (match := pattern.search(text))}
+    kernels = dict.fromkeys((m[1], m[2]) for m in _KERNEL.finditer(text))
+    return LogFacts(values=values, kernels=tuple(kernels))
+
+
+def failure(text: str) -> EngineError | None:
+    """Why the start failed, by the log; ``None`` while nothing in it says that it did.
+
+    A named cause (memory, an unsupported kernel or shape) is reported as soon as its exception is in the log; any
+    other exception only once vLLM says that the engine did not start.
+    """
+    errors = [f"{m[1]}: {m[2].strip()}" for line in text.splitlines() if (m := _ERROR_LINE.search(line))]
+    for line in errors:
+        if _MEMORY.search(line):
+            return OutOfMemory(
+                f"the model does not fit: {_short(line)}",
+                stage="ready",
+                hint="use more devices (parallelism), a method with fewer bits, or a shorter max_model_tokens",
+            )
+    for line in errors:
+        if _UNSUPPORTED.search(line):
+            return MethodUnsupported(
+                f"vLLM refuses it: {_short(line)}",
+                stage="ready",
+                hint="take another method for this device or shape; `qmeter methods` lists what each needs",
+            )
+    died = _DEATH.search(text)
+    if died:
+        cause = next((e for e in errors if "Engine core init" not in e), None) or _line_of(text, died.start())
+        return EngineCrashed(f"vLLM did not start: {_short(cause)}", stage="ready", hint="read the server's log")
+    return None
+
+
+def _short(line: str) -> str:
+    return line if len(line) <= 400 else line[:400] + " …"
+
+
+def _line_of(text: str, at: int) -> str:
+    return text[text.rfind("\n", 0, at) + 1 :].partition("\n")[0].strip()
