@@ -21,7 +21,7 @@ RANKS: list[set[str]] = [
     {"workload"},
     {"telemetry", "engines", "sources", "load", "quantize"},
     {"quality"},
-    {"store"},
+    {"store", "profiles"},
     {"analysis"},
     {"simulate"},
     {"study"},

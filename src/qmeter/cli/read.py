@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from qmeter.record import Quantity, Record
-from qmeter.store import StudyStore
+from qmeter.store import open_results
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Study folder.", exists=True, file_okay=False)]
+Where = Annotated[str, typer.Argument(metavar="DIR", help="Study folder, or a profile's name or folder.")]
 COLUMNS = (
     "throughput_tok_s",
     "goodput_hz",
@@ -28,12 +27,12 @@ COLUMNS = (
 
 
 def show(
-    folder: Folder,
+    folder: Where,
     cell: Annotated[str | None, typer.Option("--cell", help="One cell in full: its id or the id's beginning.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print records as JSON.")] = False,
 ) -> None:
     """Print a study's records: one line a cell, or one cell in full. Unknown quantities say why."""
-    records = StudyStore(folder).records()
+    records = open_results(folder).records()
     if cell is not None:
         found = [r for r in records if r.cell_id.startswith(cell)]
         if len(found) != 1:
@@ -47,13 +46,13 @@ def show(
 
 
 def query(
-    folder: Folder,
+    folder: Where,
     sql: Annotated[str, typer.Argument(help="SQL over records, requests, tokens, telemetry, steps.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a row.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="CSV.")] = False,
 ) -> None:
     """Run SQL over a study's records and tables (DuckDB). Try: SELECT * FROM records; DESCRIBE requests."""
-    answer = StudyStore(folder).query(sql)
+    answer = open_results(folder).query(sql)
     if as_json:
         for row in answer.rows:
             typer.echo(json.dumps(dict(zip(answer.columns, row, strict=True)), default=str))

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from qmeter.errors import StoreError
-from qmeter.record import CellTables, Record
+from qmeter.record import TABLES, CellTables, Record
 from qmeter.spec.study import Study
 from qmeter.store.journal import Journal
 from qmeter.store.query import Rows, run_query
@@ -119,7 +119,8 @@ class StudyStore:
         Raises:
             StoreError: the SQL is wrong, with DuckDB's own message.
         """
-        return run_query(self.folder, self.records(), sql)
+        found = {name: sorted((self.folder / "cells").glob(f"*/{name}.parquet")) for name in TABLES}
+        return run_query({name: paths for name, paths in found.items() if paths}, self.records(), sql)
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,19 +50,24 @@ def flat(record: Record) -> dict[str, Any]:
     return row
 
 
-def run_query(folder: Path, records: list[Record], sql: str) -> Rows:
-    """Run one SQL statement over the folder's views; see :meth:`qmeter.store.StudyStore.query`."""
+def run_query(
+    tables: Mapping[str, Sequence[Path]], records: list[Record], sql: str, *, cell_in_path: bool = True
+) -> Rows:
+    """Run one SQL statement over views; see :meth:`qmeter.store.StudyStore.query`.
+
+    Args:
+        tables: table name → its Parquet files.
+        cell_in_path: the cell's id is each file's folder; else the files have a column ``cell_id``.
+    """
     with duckdb.connect() as db:
         db.register("records_rows", _columns([flat(r) for r in records]))
         db.execute("CREATE VIEW records AS SELECT * FROM records_rows")
-        for name in TABLES:
-            files = sorted((folder / "cells").glob(f"*/{name}.parquet"))
-            if files:
-                listed = ", ".join("'" + str(f).replace("'", "''") + "'" for f in files)
-                db.execute(
-                    f"CREATE VIEW {name} AS SELECT parse_path(filename)[-2] AS cell_id, * EXCLUDE (filename) "
-                    f"FROM read_parquet([{listed}], filename=true)"
-                )
+        for name, paths in tables.items():
+            listed = ", ".join("'" + str(f).replace("'", "''") + "'" for f in paths)
+            chosen = (
+                "parse_path(filename)[-2] AS cell_id, * EXCLUDE (filename)" if cell_in_path else "* EXCLUDE (filename)"
+            )
+            db.execute(f"CREATE VIEW {name} AS SELECT {chosen} FROM read_parquet([{listed}], filename=true)")
         try:
             answer = db.execute(sql)
             names = tuple(d[0] for d in answer.description or ())

@@ -49,18 +49,24 @@ def read_tables(folder: Path) -> CellTables:
     with duckdb.connect() as db:
         for name, kind in TABLES.items():
             path = folder / f"{name}.parquet"
-            if not path.exists():
-                made[name] = kind.empty()
-                continue
-            listed = ", ".join(f'"{c}"' for c in kind.dtypes)
-            try:
-                found = db.execute(f"SELECT {listed} FROM read_parquet('{_quoted(path)}')").fetchnumpy()
-            except duckdb.Error as error:
-                raise StoreError(
-                    f"{path} cannot be read: {error}", hint="delete the cell's folder and resume"
-                ) from error
-            made[name] = kind(**{c: _unmasked(found[c], kind.dtypes[c]) for c in kind.dtypes})
+            made[name] = table_from(db, path, kind) if path.exists() else kind.empty()
     return CellTables(**made)
+
+
+def table_from(db: duckdb.DuckDBPyConnection, path: Path, kind: Any, *, cell_id: str | None = None) -> Any:
+    """One Parquet file as a table of type ``kind``; with ``cell_id`` only that cell's rows, in the file's order.
+
+    Raises:
+        StoreError: the file is not what it should be.
+    """
+    listed = ", ".join(f'"{c}"' for c in kind.dtypes)
+    chosen = "" if cell_id is None else " WHERE cell_id = ?"
+    try:
+        query = f"SELECT {listed} FROM read_parquet('{_quoted(path)}'){chosen}"
+        found = db.execute(query, [] if cell_id is None else [cell_id]).fetchnumpy()
+    except duckdb.Error as error:
+        raise StoreError(f"{path} cannot be read: {error}", hint="remove the cell's folder, then resume") from error
+    return kind(**{c: _unmasked(found[c], kind.dtypes[c]) for c in kind.dtypes})
 
 
 def _plain(column: Any) -> Any:

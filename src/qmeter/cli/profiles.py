@@ -1,0 +1,87 @@
+"""``qmeter profiles``: the measured records that ship with qMeter, and those added on this host."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from qmeter.errors import StoreError
+from qmeter.record import CellStatus, Record
+from qmeter.store import ProfileInfo, StudyStore, list_profiles, write_profile
+from qmeter.store.profile import Profile, added_root
+
+
+def profiles(
+    action: Annotated[str, typer.Argument(help="list, or: add DIR.")] = "list",
+    folder: Annotated[Path | None, typer.Argument(metavar="DIR", help="For add: a study folder or a profile.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="For add: the profile's name (default: the study's).")
+    ] = None,
+    with_tokens: Annotated[bool, typer.Option("--with-tokens", help="For add: keep every token's time.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a profile.")] = False,
+) -> None:
+    """List the reference profiles (measured records to predict and plan from), or add records made elsewhere."""
+    if action == "list":
+        _list(as_json)
+    elif action == "add" and folder is not None:
+        typer.echo(f"added: {_add(folder, name, with_tokens)}")
+    else:
+        raise typer.BadParameter("write: qmeter profiles, or: qmeter profiles add DIR")
+
+
+def _add(folder: Path, name: str | None, with_tokens: bool) -> Path:
+    """Check the records by reading every one, then keep them under the user's data folder."""
+    if (folder / "records.parquet").is_file():
+        source: Any = Profile(folder)
+    else:
+        source = StudyStore(folder)
+    records = source.records()
+    if not any(r.status is CellStatus.OK for r in records):
+        raise StoreError(f"{folder} has no valid record", hint="a profile needs at least one cell that was measured")
+    target = added_root() / (name or source.study.name)
+    if isinstance(source, StudyStore):
+        return write_profile(source, target, with_tokens=with_tokens)
+    if target.exists():
+        raise StoreError(f"{target} exists already", hint="choose another name with --name")
+    import shutil
+
+    shutil.copytree(folder, target)
+    return target
+
+
+def _list(as_json: bool) -> None:
+    table = Table("profile", "device", "models", "methods", "cells", "measured", "from")
+    for info in list_profiles():
+        facts = _facts(info)
+        if as_json:
+            typer.echo(json.dumps(facts))
+        else:
+            origin = "qMeter" if info.shipped else "this host"
+            table.add_row(info.name, ", ".join(facts["devices"]), ", ".join(facts["models"]),
+                          str(len(facts["methods"])), str(facts["cells"]), facts["kinds"], origin)  # fmt: skip
+    if not as_json:
+        Console().print(table)
+
+
+def _facts(info: ProfileInfo) -> dict[str, Any]:
+    records = Profile(info.folder).records()
+    deployments = [r.cell["deployment"] for r in records]
+    kinds = Counter(f"{r.kind.value} {r.status.value}" for r in records)
+    return {
+        "name": info.name, "folder": str(info.folder), "shipped": info.shipped, "cells": len(records),
+        "devices": sorted({_device(r) for r in records}), "models": sorted({d["model"]["name"] for d in deployments}),
+        "methods": sorted({d["method"] for d in deployments}),
+        "kinds": ", ".join(f"{n} {k}" for k, n in kinds.most_common()),
+        "qmeter": sorted({r.provenance.qmeter_version for r in records}),
+    }  # fmt: skip
+
+
+def _device(record: Record) -> str:
+    gpus = record.provenance.host.get("gpus") or []
+    return str(gpus[0]["name"]) if gpus else str(record.provenance.host.get("cpu", "unknown"))

@@ -1,0 +1,1 @@
+"""Reference profiles: measured records that ship with qMeter, one folder each (data only)."""

@@ -1,0 +1,192 @@
+"""Profiles: a study's records and tables in a few compact Parquet files, to ship, to pass on and to plan from.
+
+A profile is a folder: ``study.json``, ``records.parquet`` (one JSON record a row), and ``requests.parquet``,
+``telemetry.parquet``, ``steps.parquet`` with the cell's id in each row; ``tokens.parquet`` only where it was asked for,
+since token times are nine tenths of the bytes and the iteration log tells the same. Times are rounded to a microsecond.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Protocol
+
+import duckdb
+
+from qmeter.errors import IncompatibleRecords, StoreError, UnknownName
+from qmeter.record import SCHEMA_VERSION, TABLES, CellTables, Record
+from qmeter.registry import nearest
+from qmeter.spec.study import Study
+from qmeter.store.folder import StudyStore
+from qmeter.store.query import Rows, run_query
+from qmeter.store.tables import table_from
+
+WITHOUT_TOKENS = tuple(name for name in TABLES if name != "tokens")
+TIME_DIGITS = 6
+
+
+class Results(Protocol):
+    """Measured or simulated results, whether a study's folder or a profile."""
+
+    @property
+    def study(self) -> Study:
+        """The resolved study."""
+        ...
+
+    def records(self) -> list[Record]:
+        """The latest record of each cell."""
+        ...
+
+    def tables(self, record: Record) -> CellTables:
+        """The tables of one record."""
+        ...
+
+
+@dataclass(frozen=True)
+class ProfileInfo:
+    """One profile there is: its name, folder, and whether it ships with qMeter or was added on this host."""
+
+    name: str
+    folder: Path
+    shipped: bool
+
+
+class Profile:
+    """A profile, read like a study's folder.
+
+    Raises:
+        StoreError: the folder is not a profile.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        if not (self.folder / "records.parquet").is_file():
+            raise StoreError(f"{self.folder} is not a profile (no records.parquet)", hint="see: qmeter profiles")
+
+    @property
+    def study(self) -> Study:
+        """The resolved study that it comes from."""
+        return Study.model_validate_json((self.folder / "study.json").read_text())
+
+    def records(self) -> list[Record]:
+        """Every record.
+
+        Raises:
+            IncompatibleRecords: written by a newer qMeter.
+        """
+        rows = _select(self.folder / "records.parquet", "record", "TRUE ORDER BY number")
+        records = []
+        for (text,) in rows:
+            if (version := json.loads(text).get("schema_version", 0)) > SCHEMA_VERSION:
+                raise IncompatibleRecords(
+                    f"{self.folder}: schema {version} is newer than {SCHEMA_VERSION}", hint="upgrade"
+                )
+            records.append(Record.model_validate_json(text))
+        return records
+
+    def tables(self, record: Record) -> CellTables:
+        """The record's tables; token times are empty where the profile was made without them."""
+        made = {}
+        with duckdb.connect() as db:
+            for name, kind in TABLES.items():
+                path = self.folder / f"{name}.parquet"
+                made[name] = table_from(db, path, kind, cell_id=record.cell_id) if path.exists() else kind.empty()
+        return CellTables(**made)
+
+    def query(self, sql: str) -> Rows:
+        """Run SQL over the views ``records``, ``requests``, ``tokens``, ``telemetry``, ``steps``; see StudyStore."""
+        present = {
+            name: [self.folder / f"{name}.parquet"] for name in TABLES if (self.folder / f"{name}.parquet").exists()
+        }
+        return run_query(present, self.records(), sql, cell_in_path=False)
+
+
+def write_profile(store: StudyStore, folder: Path, *, with_tokens: bool = False) -> Path:
+    """Write a study's results as a profile into a new folder; returns it.
+
+    Raises:
+        StoreError: the folder exists, or the study has no records.
+    """
+    records = store.records()
+    if not records:
+        raise StoreError(f"{store.folder} has no records yet", hint="run the study first")
+    if folder.exists():
+        raise StoreError(f"{folder} exists already", hint="choose another name, or remove it")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    temporary.mkdir(parents=True)
+    try:
+        shutil.copy(store.folder / "study.json", temporary / "study.json")
+        with duckdb.connect() as db:
+            _write_records(db, records, temporary / "records.parquet")
+            for name in TABLES if with_tokens else WITHOUT_TOKENS:
+                _write_table(db, store, records, name, temporary / f"{name}.parquet")
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return folder
+
+
+def list_profiles() -> list[ProfileInfo]:
+    """The shipped profiles and the ones added on this host; an added one hides a shipped one of its name."""
+    found: dict[str, ProfileInfo] = {}
+    for root, shipped in ((Path(str(files("qmeter"))) / "profiles", True), (added_root(), False)):
+        for folder in sorted(root.glob("*/records.parquet")):
+            found[folder.parent.name] = ProfileInfo(folder.parent.name, folder.parent, shipped)
+    return list(found.values())
+
+
+def added_root() -> Path:
+    """Where profiles added on this host lie."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "qmeter" / "profiles"
+
+
+def open_results(name: str) -> StudyStore | Profile:
+    """A study's folder or a profile's by path, else a profile by name.
+
+    Raises:
+        UnknownName: neither; carries the nearest profile names.
+    """
+    path = Path(name)
+    if (path / "study.json").is_file():
+        return Profile(path) if (path / "records.parquet").is_file() else StudyStore(path)
+    known = {p.name: p.folder for p in list_profiles()}
+    if name in known:
+        return Profile(known[name])
+    raise UnknownName("study folder or profile", name, list(known), nearest(name, known))
+
+
+def _write_records(db: duckdb.DuckDBPyConnection, records: list[Record], path: Path) -> None:
+    db.execute("CREATE TABLE made (number INTEGER, cell_id VARCHAR, record VARCHAR)")
+    db.executemany(
+        "INSERT INTO made VALUES (?, ?, ?)", [[i, r.cell_id, r.model_dump_json()] for i, r in enumerate(records)]
+    )
+    db.execute(f"COPY (FROM made ORDER BY number) TO {_literal(path)} (FORMAT parquet, COMPRESSION zstd)")
+
+
+def _write_table(
+    db: duckdb.DuckDBPyConnection, store: StudyStore, records: list[Record], name: str, path: Path
+) -> None:
+    sources = [(r.cell_id, store.cell_folder(r.cell_id) / f"{name}.parquet") for r in records]
+    present = [(cell, file) for cell, file in sources if file.exists()]
+    if not present:
+        return
+    columns = ", ".join(
+        f'ROUND("{c}", {TIME_DIGITS}) AS "{c}"' if c.endswith("_s") else f'"{c}"' for c in TABLES[name].dtypes
+    )
+    parts = [f"SELECT '{cell}' AS cell_id, {columns} FROM read_parquet({_literal(file)})" for cell, file in present]
+    union = " UNION ALL ".join(parts)
+    db.execute(f"COPY ({union}) TO {_literal(path)} (FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 19)")
+
+
+def _select(path: Path, column: str, condition: str) -> list[tuple[str]]:
+    with duckdb.connect() as db:
+        return db.execute(f"SELECT {column} FROM read_parquet({_literal(path)}) WHERE {condition}").fetchall()
+
+
+def _literal(path: Path) -> str:
+    return "'" + str(path).replace("'", "''") + "'"

@@ -1,0 +1,140 @@
+"""GIVEN a study on the fake engine, WHEN it runs, fails, crashes or is killed, THEN every cell ends as one record."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+import qmeter.sources
+from qmeter.engines.table import ENGINES
+from qmeter.record import CellStatus
+from qmeter.spec.study import Study, expand
+from qmeter.store import StudyStore
+from qmeter.study.events import CellEnded, Event, StageStarted
+from qmeter.study.runner import run_study
+
+sys.path.insert(0, str(Path(__file__).parent))
+import fake_study as fakes
+
+
+@pytest.fixture(autouse=True)
+def fake_engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(ENGINES._rows, "fake", "qmeter.testing.fake_engine:FakeEngine")
+    monkeypatch.setattr(qmeter.sources, "prepare", fakes.prepare)
+    yield
+
+
+def run(folder: Path, study: Study, **options: bool) -> tuple[StudyStore, list[Event]]:
+    store, events = StudyStore.create(folder, study, fakes.TEXT), []
+    run_study(study, store, listener=events.append, **options)
+    return store, events
+
+
+def test_every_cell_is_measured_and_told(tmp_path: Path) -> None:
+    study = fakes.fake_study()
+    store, events = run(tmp_path / "s", study)
+    records = store.records()
+    assert [r.cell_id for r in records] == [c.id for c in expand(study)]
+    assert [r.status for r in records] == [CellStatus.OK] * 4, [r.reasons for r in records]
+    assert sum(isinstance(e, CellEnded) for e in events) == 4
+    stages = [e.stage for e in events if isinstance(e, StageStarted)]
+    one_deployment = ["source", "idle", "launch", "verify", "warmup", "quality", *["load", "analyse"] * 2, "teardown"]
+    assert stages == one_deployment * 2
+    for record in records:
+        assert record.verification is not None and record.verification.verified
+        assert record.metrics["ttft_p50_s"].value == pytest.approx(0.010, abs=0.02)
+        assert record.metrics["tpot_mean_s"].value == pytest.approx(0.002, abs=0.004)
+        assert record.energy["energy_j"].value is None and record.energy["energy_j"].why
+        assert record.quality["ppl_ratio"].value is not None
+        assert record.provenance.engine_command and record.provenance.seed
+        tables = store.tables(record)
+        assert len(tables.requests) > 10 and len(tables.tokens) >= 8 * 10
+        assert len(tables.telemetry.of("engine.running")[0]) > 5
+
+
+def test_methods_see_the_same_requests(tmp_path: Path) -> None:
+    store, _ = run(tmp_path / "s", fakes.fake_study())
+    first, _, third, _ = (store.tables(r).requests for r in store.records())
+    assert first.intended_s.tolist() == third.intended_s.tolist()
+    assert first.prompt_tokens_asked.tolist() == third.prompt_tokens_asked.tolist()
+
+
+def test_quantization_noise_shows_in_the_fidelity(tmp_path: Path) -> None:
+    store, _ = run(tmp_path / "s", fakes.fake_study("noise: 0.1"))
+    reference, _, noisy, _ = store.records()
+    assert reference.quality["ppl_ratio"].value == pytest.approx(1.0, abs=1e-6)
+    assert (noisy.quality["ppl_ratio"].value or 0) > 1.02
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [("wrong-method", "MethodNotApplied"), ("out-of-memory", "OutOfMemory"), ("refuse", "MethodUnsupported")],
+)
+def test_a_deployment_that_fails_costs_its_own_cells_alone(tmp_path: Path, fault: str, kind: str) -> None:
+    store, _ = run(tmp_path / "s", fakes.fake_study(f"fault: {fault}, fault_method: w8a16"))
+    records = store.records()
+    assert [r.status for r in records] == [CellStatus.OK] * 2 + [CellStatus.FAILED] * 2
+    assert {r.reasons[0].kind for r in records[2:]} == {kind}
+    assert all(r.reasons[0].hint and r.reasons[0].stage for r in records[2:])
+
+
+def test_an_engine_that_crashes_under_load_is_started_again_once(tmp_path: Path) -> None:
+    store, events = run(tmp_path / "s", fakes.fake_study("fault: crash, crash_after: 40, fault_method: w8a16"))
+    records = store.records()
+    assert [r.status for r in records[:2]] == [CellStatus.OK] * 2
+    assert [r.reasons[0].kind for r in records[2:]] == ["EngineCrashed"] * 2
+    launches = [e for e in events if isinstance(e, StageStarted) and e.stage == "launch"]
+    assert len(launches) == 3
+
+
+def test_a_finished_study_is_not_measured_again_and_failures_only_on_request(tmp_path: Path) -> None:
+    study = fakes.fake_study("fault: refuse, fault_method: w8a16")
+    store, _ = run(tmp_path / "s", study)
+    lines = (store.folder / "records.jsonl").read_text().count("\n")
+    run(tmp_path / "s", study)
+    assert (store.folder / "records.jsonl").read_text().count("\n") == lines == 4
+    run(tmp_path / "s", study, retry_failed=True)
+    assert (store.folder / "records.jsonl").read_text().count("\n") == 6
+
+
+def engines_alive() -> list[int]:
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if "qmeter.testing.fake_engine" in " ".join(process.info["cmdline"] or []):
+            found.append(process.pid)
+    return found
+
+
+def test_kill_9_at_random_moments_loses_and_repeats_nothing_and_leaves_no_engine(tmp_path: Path) -> None:
+    program, folder = [sys.executable, str(Path(fakes.__file__)), str(tmp_path / "s")], tmp_path / "s"
+    rng, kills = random.Random(7), 0
+    for _ in range(40):
+        runner = subprocess.Popen(program)
+        try:
+            runner.wait(timeout=rng.uniform(0.5, 6.0))
+            assert runner.returncode == 0
+            break
+        except subprocess.TimeoutExpired:
+            done = StudyStore(folder).records() if (folder / "study.json").exists() else []
+            runner.kill()
+            runner.wait()
+            kills += 1
+            after = StudyStore(folder).records() if (folder / "study.json").exists() else []
+            assert [r.cell_id for r in after][: len(done)] == [r.cell_id for r in done], "a completed cell was lost"
+    else:
+        pytest.fail("the study never ended")
+    deadline = time.monotonic() + 15
+    while engines_alive() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not engines_alive()
+    assert kills >= 1
+    store = StudyStore(folder)
+    ids = [r.cell_id for r in store._journal.read()]
+    assert sorted(ids) == sorted(c.id for c in expand(fakes.fake_study())), "a cell is missing or was measured twice"
