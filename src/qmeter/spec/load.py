@@ -40,14 +40,14 @@ class Draft:
         if fault not in self.faults:
             self.faults.append(fault)
 
-    def refuse(self) -> None:
-        """Raise all faults together, in the file's order.
+    def valid(self) -> Study:
+        """The study, if nothing is wrong.
 
         Raises:
-            SpecError: there is at least one.
+            SpecError: with all faults together, in the file's order.
         """
-        if not self.faults:
-            return
+        if self.study is not None and not self.faults:
+            return self.study
         ordered = sorted(self.faults, key=lambda f: (f.line, [str(p) for p in f.path]))
         count = f"{len(ordered)} faults" if len(ordered) > 1 else "1 fault"
         raise SpecError(
@@ -65,18 +65,12 @@ def load_study(path: Path) -> Study:
     Raises:
         SpecError: with every fault of the file: its YAML path, the value found, what is valid, the line.
     """
-    draft = draft_study(path)
-    draft.refuse()
-    assert draft.study is not None
-    return draft.study
+    return draft_study(path).valid()
 
 
 def load_study_text(text: str, name: str = "study") -> Study:
     """As :func:`load_study`, from text; relative trace paths count from the working directory."""
-    draft = draft_text(text, name, Path())
-    draft.refuse()
-    assert draft.study is not None
-    return draft.study
+    return draft_text(text, name, Path()).valid()
 
 
 def draft_study(path: Path) -> Draft:

@@ -1,6 +1,6 @@
 """Workloads: seeded, pure; the same seed gives the same schedule to the byte."""
 
-from qmeter.workload.build import build
+from qmeter.workload.build import build, replayed
 from qmeter.workload.prompts import Items, TaskItem, Vocabulary
 from qmeter.workload.schedule import PackedRequests, Schedule, ScheduledRequest, schedule_digest
 from qmeter.workload.traces import Trace, read_trace
@@ -15,5 +15,6 @@ __all__ = [
     "Vocabulary",
     "build",
     "read_trace",
+    "replayed",
     "schedule_digest",
 ]

@@ -36,7 +36,7 @@ def build(
         SpecError: the trace is missing, malformed, changed or too short; no request falls into the horizon; too many.
     """
     horizon_s = workload.warmup + workload.window
-    trace = _trace(workload.arrivals, horizon_s) if isinstance(workload.arrivals, TraceArrivals) else None
+    trace = replayed(workload.arrivals, horizon_s) if isinstance(workload.arrivals, TraceArrivals) else None
     send_s = _send_s(workload, horizon_s, trace, seed)
     if not send_s.size:
         raise SpecError(
@@ -101,7 +101,12 @@ def takes_hashes(workload: WorkloadSpec) -> bool:
     )
 
 
-def _trace(law: TraceArrivals, horizon_s: float) -> Trace:
+def replayed(law: TraceArrivals, horizon_s: float) -> Trace:
+    """The stretch of the trace that covers ``horizon_s`` of load.
+
+    Raises:
+        SpecError: it is missing, malformed, not the file that the study was loaded with, or too short.
+    """
     path = Path(law.path)
     if law.sha256 is not None and path.is_file():
         with path.open("rb") as file:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from qmeter.catalog import ModelShape
 from qmeter.errors import SpecError
 from qmeter.workload.schedule import PackedRequests, ScheduledRequest
 from qmeter.workload.streams import Stream, stream
@@ -29,6 +30,16 @@ class Vocabulary:
     size: int
     avoid: frozenset[int] = frozenset()
     bos: int | None = None
+
+    @classmethod
+    def of(cls, shape: ModelShape) -> Vocabulary:
+        """Ids that are ordinary text in every tokenizer of this vocabulary size that we know.
+
+        Control, byte and reserved tokens stand at the ends (Llama-2: 0..258, Llama-3.1: the last 256, Qwen2.5: the
+        last 421, Mistral: the first 771, SmolLM2: the first 17), so the first and last 1,024 ids are left out.
+        """
+        ends = min(1024, shape.vocab // 4)
+        return cls(shape.vocab, frozenset((*range(ends), *range(shape.vocab - ends, shape.vocab))))
 
     def allowed(self) -> I32:
         """The usable ids, ascending.
