@@ -22,6 +22,9 @@ class Target:
         keep_text: whether generated text is kept (graded tasks need it).
         proxy: ``http://host:port`` of an HTTP proxy, or ``None``.
         ca_file: PEM file to trust besides the system's.
+        keep_alive: whether connections are used again. Off for servers that tie a thread to each connection.
+        open_ahead: sockets held ready beyond those in use; ``None``: from the rate (closed loop: the concurrency).
+            0 opens each when its request is due, for servers that tie a thread to each connection.
     """
 
     base_url: str
@@ -35,6 +38,8 @@ class Target:
     keep_text: bool = False
     proxy: str | None = None
     ca_file: str | None = None
+    keep_alive: bool = True
+    open_ahead: int | None = None
 
 
 @dataclass(frozen=True)
