@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 
@@ -10,7 +11,9 @@ from qmeter.errors import EngineCrashed, EngineError, MethodUnsupported, OutOfMe
 _GIB = 2**30
 _LINES: dict[str, re.Pattern[str]] = {
     "engine_version": re.compile(r"Initializing a V1 LLM engine \(v(\S+?)\) with config"),
-    "weight_gib": re.compile(r"Model loading took ([\d.]+) GiB"),
+    "tensor_parallel_size": re.compile(r"[ ,]tensor_parallel_size=(\d+)"),
+    "pipeline_parallel_size": re.compile(r"[ ,]pipeline_parallel_size=(\d+)"),
+    "data_parallel_size": re.compile(r"[ ,]data_parallel_size=(\d+)"),
     "kv_tokens": re.compile(r"GPU KV cache size: ([\d,]+) tokens"),
     "kv_gib": re.compile(r"Available KV cache memory: (-?[\d.]+) GiB"),
     "attention": re.compile(r"Using (\S+) attention backend"),
@@ -28,6 +31,7 @@ _LINES: dict[str, re.Pattern[str]] = {
     "graphs_s": re.compile(r"Graph capturing finished in ([\d.]+) secs"),
     "async_scheduling": re.compile(r"Asynchronous scheduling is (enabled|disabled)"),
 }
+_WEIGHTS = re.compile(r"Model loading took ([\d.]+) GiB")
 _KERNEL = re.compile(r"(?:Using|Selected) (\w*Kernel\w*) for (\w+)")
 _ERROR_LINE = re.compile(r"(?:^|\s)((?:\w+\.)*\w*(?:Error|Exception)): (.+)")
 
@@ -60,16 +64,23 @@ TYPES_BY_SCHEME: dict[str, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class LogFacts:
-    """What was found in a log: ``values`` by name, ``kernels`` as (kernel, scheme), each with its line."""
+    """What was found in a log: ``values`` by name, ``kernels`` as (kernel, scheme), ``worker_gib`` of weights a worker."""
 
     values: dict[str, str] = field(default_factory=dict)
     kernels: tuple[tuple[str, str], ...] = ()
+    worker_gib: tuple[float, ...] = ()
 
     @property
     def weight_bytes(self) -> int | None:
-        """Weights in device memory. vLLM prints hundredths of a GiB."""
-        text = self.values.get("weight_gib")
-        return int(float(text) * _GIB) if text else None
+        """Weights in memory of all devices together: each worker prints its own share, in hundredths of a GiB.
+
+        Where fewer workers than there are have a line in the log, their mean counts for each.
+        """
+        if not self.worker_gib:
+            return None
+        sizes = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+        workers = math.prod(int(self.values.get(name, 1)) for name in sizes)
+        return int(sum(self.worker_gib) / len(self.worker_gib) * workers * _GIB)
 
     @property
     def kernel(self) -> str | None:
@@ -92,7 +103,8 @@ def parse(text: str) -> LogFacts:
     """The first occurrence of each known line; kernels in order, once each."""
     values = {name: match[1] for name, pattern in _LINES.items() if (match := pattern.search(text))}
     kernels = dict.fromkeys((m[1], m[2]) for m in _KERNEL.finditer(text))
-    return LogFacts(values=values, kernels=tuple(kernels))
+    workers = tuple(float(m[1]) for m in _WEIGHTS.finditer(text))
+    return LogFacts(values=values, kernels=tuple(kernels), worker_gib=workers)
 
 
 def failure(text: str) -> EngineError | None:

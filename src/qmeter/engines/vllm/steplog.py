@@ -97,9 +97,10 @@ def read_steps(folder: Path, origin_monotonic_s: float) -> Steps:
     rows = rows[rows[:, 1] >= origin_monotonic_s]
     rows = rows[np.argsort(rows[:, 0], kind="stable")]
     start, end = rows[:, 0] - origin_monotonic_s, rows[:, 1] - origin_monotonic_s
+    counts = rows[:, 2:6].astype(np.int32)
     return Steps(
-        start_s=start, duration_s=end - start, running=rows[:, 2], waiting=rows[:, 3],
-        prefill_tokens=rows[:, 4], decode_tokens=rows[:, 5], kv_use=rows[:, 6],
+        start_s=start, duration_s=end - start, running=counts[:, 0], waiting=counts[:, 1],
+        prefill_tokens=counts[:, 2], decode_tokens=counts[:, 3], kv_use=rows[:, 6],
     )  # fmt: skip
 
 

@@ -8,20 +8,13 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from qmeter.catalog.shape import ModelShape
 from qmeter.errors import MissingExtra, SourceError
 from qmeter.sources.synth.config import model_config, write_tokenizer
 from qmeter.sources.synth.formats import Format, checkpoint_format
+from qmeter.sources.synth.packing import Tensor
 from qmeter.sources.synth.weights import check_shape, tensors
-
-if TYPE_CHECKING:
-    import torch
-
-    Tensor = torch.Tensor
-else:
-    Tensor = Any
 
 RECIPE = "qmeter_synth.json"
 """Beside config.json: all that makes the weights again."""

@@ -9,19 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qmeter.catalog.shape import ModelShape
 from qmeter.errors import SourceError
 from qmeter.registry import nearest
 from qmeter.sources.synth import packing
-
-if TYPE_CHECKING:
-    import torch
-
-    Tensor = torch.Tensor
-else:
-    Tensor = Any
+from qmeter.sources.synth.packing import Tensor
 
 INPUT_AMAX = 8.0
 """Largest input that a static activation scale covers; inputs of a normalised Gaussian model stay below it."""
@@ -68,6 +62,12 @@ def _bf16(weight: Tensor) -> dict[str, Tensor]:
     import torch
 
     return {"weight": weight.to(torch.bfloat16)}
+
+
+def _f16(weight: Tensor) -> dict[str, Tensor]:
+    import torch
+
+    return {"weight": weight.to(torch.float16)}
 
 
 def _gptq(bits: int, group: int) -> Quantizer:
@@ -213,6 +213,7 @@ FORMATS: dict[str, Format] = {
     f.kind: f
     for f in (
         Format("bf16", _bf16, lambda shape: None),
+        Format("f16", _f16, lambda shape: None),
         _gptq_format("gptq-int4-g128", 4, 128),
         _gptq_format("gptq-int8-g128", 8, 128),
         _awq_format("awq-int4-g128", 128),
@@ -241,7 +242,7 @@ FORMATS: dict[str, Format] = {
                 "activation_scheme": "dynamic",
                 "weight_block_size": [128, 128],
             },
-        ),  # fmt: skip
+        ),
         Format(
             "ct-w4a8-fp8",
             _packed(4, 128),

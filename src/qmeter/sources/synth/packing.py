@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
-if TYPE_CHECKING:
-    import torch
-
-    Tensor = torch.Tensor
-else:
-    Tensor = Any
+Tensor: TypeAlias = Any
+"""A ``torch.Tensor``; torch is no dependency of the core."""
 
 FP8_MAX = 448.0
 """Largest finite float8_e4m3fn."""

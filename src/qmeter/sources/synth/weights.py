@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
 
 from qmeter.catalog.shape import ModelShape
 from qmeter.errors import MethodUnsupported
 from qmeter.sources.synth.formats import Format
-
-if TYPE_CHECKING:
-    import torch
-
-    Tensor = torch.Tensor
-else:
-    Tensor = Any
+from qmeter.sources.synth.packing import Tensor
 
 EMBEDDING_STD = 0.02
 """Of embeddings and the output projection, as Llama is initialised."""

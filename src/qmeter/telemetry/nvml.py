@@ -1,0 +1,163 @@
+"""NVIDIA GPUs by NVML: the energy counter, power, clocks, temperature, throttle reasons, memory, utilization.
+
+The counter (``nvmlDeviceGetTotalEnergyConsumption``) is the source of energy; instant power is its cross-check. On a
+Hopper card both refresh about every 100 ms, so reading faster gains nothing. Nothing is ever set on the card.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qmeter.record import SeriesInfo
+
+ABSENT = "nvml.devices"
+"""The series that carries the gap where NVML shows no device (a ``gpu0`` series would claim that there is one)."""
+POWER_INSTANT_FIELD = 186
+"""NVML_FI_DEV_POWER_INSTANT. Units: mW."""
+POWER_AVERAGE_FIELD = 185
+"""NVML_FI_DEV_POWER_AVERAGE: over one second on Ampere and newer. Units: mW."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One series of each GPU: how to read it from ``(pynvml, handle)``, in ``unit``."""
+
+    name: str
+    unit: str
+    source: str
+    read: Callable[[Any, Any], float]
+    cumulative: bool = False
+
+
+def _field(field: int) -> Callable[[Any, Any], float]:
+    """A power field. Units: mW there, W here."""
+
+    def read(nvml: Any, handle: Any) -> float:
+        value = nvml.nvmlDeviceGetFieldValues(handle, [field])[0]
+        if value.nvmlReturn != 0:
+            raise nvml.NVMLError(value.nvmlReturn)
+        return float(value.value.uiVal) / 1e3
+
+    return read
+
+
+def _throttle(nvml: Any, handle: Any) -> float:
+    newer = getattr(nvml, "nvmlDeviceGetCurrentClocksEventReasons", None)
+    return float((newer or nvml.nvmlDeviceGetCurrentClocksThrottleReasons)(handle))
+
+
+READINGS: tuple[Reading, ...] = (
+    Reading("energy_j", "J", "NVML total energy counter",
+            lambda n, h: n.nvmlDeviceGetTotalEnergyConsumption(h) / 1e3, cumulative=True),
+    Reading("power_w", "W", "NVML instant power", _field(POWER_INSTANT_FIELD)),
+    Reading("average_power_w", "W", "NVML average power", _field(POWER_AVERAGE_FIELD)),
+    Reading("sm_clock_hz", "Hz", "NVML SM clock", lambda n, h: n.nvmlDeviceGetClockInfo(h, n.NVML_CLOCK_SM) * 1e6),
+    Reading("memory_clock_hz", "Hz", "NVML memory clock",
+            lambda n, h: n.nvmlDeviceGetClockInfo(h, n.NVML_CLOCK_MEM) * 1e6),
+    Reading("temperature_c", "°C", "NVML GPU temperature",
+            lambda n, h: n.nvmlDeviceGetTemperature(h, n.NVML_TEMPERATURE_GPU)),
+    Reading("memory_used_bytes", "B", "NVML memory info", lambda n, h: n.nvmlDeviceGetMemoryInfo(h).used),
+    Reading("throttle_reasons", "bitmask", "NVML clocks event reasons", _throttle),
+    Reading("util", "1", "NVML GPU utilization", lambda n, h: n.nvmlDeviceGetUtilizationRates(h).gpu / 100),
+    Reading("power_limit_w", "W", "NVML enforced power limit",
+            lambda n, h: n.nvmlDeviceGetEnforcedPowerLimit(h) / 1e3),
+)  # fmt: skip
+"""What is read of each GPU."""
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """The NVIDIA GPUs that this process may use, or why there are none."""
+
+    nvml: Any = None
+    handles: tuple[tuple[str, Any], ...] = ()
+    gap: str | None = None
+
+
+def open_gpus(nvml: Any = None) -> Gpus:
+    """Find them: all that ``CUDA_VISIBLE_DEVICES`` leaves, named ``gpu0``… in its order.
+
+    Args:
+        nvml: a stand-in for ``pynvml``, for tests.
+    """
+    if nvml is None:
+        try:
+            nvml = importlib.import_module("pynvml")
+        except ImportError:
+            return Gpus(gap="NVML is not read: pip install 'qmeter[nvidia]'")
+    try:
+        nvml.nvmlInit()
+        count = nvml.nvmlDeviceGetCount()
+        chosen = [_handle(nvml, which) for which in _visible(count)]
+    except nvml.NVMLError as error:
+        return Gpus(gap=f"no NVIDIA GPU: NVML says {error}")
+    if not chosen:
+        return Gpus(gap="no NVIDIA GPU is visible (CUDA_VISIBLE_DEVICES hides all, or the driver shows none)")
+    return Gpus(nvml=nvml, handles=tuple((f"gpu{i}", handle) for i, handle in enumerate(chosen)))
+
+
+def _visible(count: int) -> list[int | str]:
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return list(range(count))
+    return [int(w) if w.isdigit() else w for w in (p.strip() for p in named.split(",")) if w and w != "-1"]
+
+
+def _handle(nvml: Any, which: int | str) -> Any:
+    if isinstance(which, int):
+        return nvml.nvmlDeviceGetHandleByIndex(which)
+    return nvml.nvmlDeviceGetHandleByUUID(which.encode())
+
+
+class NvmlSampler:
+    """Reads :data:`READINGS` of every visible GPU; one that a card lacks is a gap with NVML's own words.
+
+    Args:
+        nvml: a stand-in for ``pynvml``, for tests.
+    """
+
+    def __init__(self, nvml: Any = None):
+        self._gpus = open_gpus(nvml)
+        self._works: list[tuple[str, Any, Reading]] = []
+        self._infos: list[SeriesInfo] = []
+        if self._gpus.gap:
+            self._infos.append(SeriesInfo(name=ABSENT, unit="1", source="NVML", gap=self._gpus.gap))
+        for gpu, handle in self._gpus.handles:
+            for reading in READINGS:
+                self._probe(gpu, handle, reading)
+
+    def series(self) -> tuple[SeriesInfo, ...]:
+        """Every reading of every GPU, or its gap."""
+        return tuple(self._infos)
+
+    def read(self) -> Mapping[str, float]:
+        """The present values; one that fails now is left out."""
+        values = {}
+        for name, handle, reading in self._works:
+            try:
+                values[name] = float(reading.read(self._gpus.nvml, handle))
+            except self._gpus.nvml.NVMLError:
+                continue
+        return values
+
+    def close(self) -> None:
+        """Let NVML go."""
+        if self._gpus.nvml is not None:
+            self._gpus.nvml.nvmlShutdown()
+            self._gpus, self._works = Gpus(gap="closed"), []
+
+    def _probe(self, gpu: str, handle: Any, reading: Reading) -> None:
+        name = f"{gpu}.{reading.name}"
+        gap = None
+        try:
+            reading.read(self._gpus.nvml, handle)
+            self._works.append((name, handle, reading))
+        except (self._gpus.nvml.NVMLError, AttributeError) as error:
+            gap = f"{reading.source}: {error}"
+        self._infos.append(
+            SeriesInfo(name=name, unit=reading.unit, source=reading.source, cumulative=reading.cumulative, gap=gap)
+        )
