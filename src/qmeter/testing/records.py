@@ -1,194 +1,259 @@
-"""Made-up cells: plausible, seeded tables of a load on a small server model. Nothing here was measured."""
+"""A made-up study with records in every state: for tests of summaries and reports. Nothing here was measured.
+
+The numbers come from :mod:`qmeter.testing.cells` through the real analysis, so that they have real shapes: intervals,
+unknowns with their reasons, overload, a cell that the client spoilt, a method that did not fit.
+"""
 
 from __future__ import annotations
 
-import heapq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+import yaml
 
-from qmeter.record import CellTables, Requests, RequestStatus, SeriesInfo, Steps, Telemetry, Tokens
-from qmeter.spec.workload import ClosedArrivals, FixedLength, WorkloadSpec
-
-PROMPT_TOKENS, OUTPUT_TOKENS = 512, 64
+from qmeter.analysis.cell import CellAnalysis, analyse
+from qmeter.record import (
+    CellStatus,
+    CellTables,
+    Check,
+    ClientProof,
+    Clock,
+    EffectiveConfig,
+    Provenance,
+    Quantity,
+    Reason,
+    Record,
+    RecordKind,
+    Verification,
+)
+from qmeter.spec.study import Cell, Study, expand
+from qmeter.store import StudyStore
+from qmeter.testing.cells import MadeServer, made_series, made_tables
 
 
 @dataclass(frozen=True)
-class MadeServer:
-    """A server as a few numbers.
+class MadeMethod:
+    """One method's made-up behaviour: speed against BF16, power, perplexity ratio, weights, number types."""
 
-    Attributes:
-        prefill_s: of one prompt.
-        step_s: of a decode step of one sequence; ``load_step_s`` is added for each sequence beside it.
-        slots: sequences running at once; others wait.
-        noise: log-normal sigma of each step.
-        tokens_per_event: tokens each event carries.
-        fail_share: share of requests that end with a 503.
-        idle_w, busy_w: power with no and with all slots taken; ``gpus`` cards share it (0: no power telemetry).
-        refresh_s: how often the energy counter moves.
+    prefill: float
+    step: float
+    busy_w: float
+    ppl_ratio: float
+    weight_bytes: int
+    types: tuple[str, str, str]
+
+
+_GB = 10**9
+METHODS: dict[str, MadeMethod] = {
+    "bf16": MadeMethod(1.0, 1.0, 690, 1.0, int(16.06 * _GB), ("bf16", "bf16", "bf16")),
+    "awq-w4a16": MadeMethod(1.25, 0.62, 610, 1.031, int(5.7 * _GB), ("int4", "bf16", "bf16")),
+    "gptq-w4a16": MadeMethod(1.22, 0.63, 612, 1.062, int(5.7 * _GB), ("int4", "bf16", "bf16")),
+    "smoothquant-w8a8": MadeMethod(0.72, 0.68, 640, 1.012, int(9.1 * _GB), ("int8", "int8", "bf16")),
+    "fp8": MadeMethod(0.63, 0.66, 600, 1.006, int(9.1 * _GB), ("fp8", "fp8", "bf16")),
+    "fp8-kv8": MadeMethod(0.62, 0.61, 590, 1.009, int(9.1 * _GB), ("fp8", "fp8", "fp8")),
+    "w4a8-fp8": MadeMethod(0.7, 0.55, 575, 1.12, int(5.8 * _GB), ("int4", "fp8", "bf16")),
+    "nf4": MadeMethod(1.9, 1.15, 560, 1.045, int(5.9 * _GB), ("nf4", "bf16", "bf16")),
+}
+"""The made-up methods, the reference first."""
+
+
+def made_study(*, rates: tuple[int, ...] = (4, 12, 24, 36), repeats: int = 1, window: str = "12s") -> Study:
+    """A study over :data:`METHODS` with an SLO and several loads, as validated from YAML."""
+    return Study.model_validate(
+        {
+            "qmeter": 1,
+            "name": "made-up",
+            "description": "Made-up numbers for tests: nothing here was measured.",
+            "models": [{"name": "llama-3.1-8b", "source": "synth:llama-3.1-8b", "shape": "llama-3.1-8b"}],
+            "engines": [{"name": "vllm"}],
+            "methods": list(METHODS),
+            "device": "h200",
+            "workloads": [
+                {
+                    "name": f"chat@{rate}",
+                    "arrivals": {"kind": "poisson", "rate": f"{rate}/s"},
+                    "prompt_tokens": {"kind": "fixed", "tokens": 512},
+                    "output_tokens": {"kind": "fixed", "tokens": 64},
+                    "warmup": "3s",
+                    "window": window,
+                    "drain": "10s",
+                }
+                for rate in rates
+            ],
+            "slo": {"ttft": "300ms", "tpot": "15ms", "percentile": 0.9},
+            "repeats": repeats,
+            "quality": {"reference": "bf16"},
+        }
+    )
+
+
+def made_records(
+    study: Study | None = None,
+    *,
+    gpus: int = 1,
+    kind: RecordKind = RecordKind.MEASURED,
+    store: StudyStore | None = None,
+) -> list[Record]:
+    """Records of the made-up study: ``nf4`` fails to fit, one cell is spoilt by its client, high loads overload.
+
+    Args:
+        study: by default :func:`made_study`.
+        gpus: cards with power telemetry; 0 makes every energy unknown.
+        kind: measured or simulated.
+        store: where the records and their tables are written too.
     """
-
-    prefill_s: float = 0.03
-    step_s: float = 0.006
-    load_step_s: float = 0.0003
-    slots: int = 32
-    noise: float = 0.05
-    tokens_per_event: int = 1
-    fail_share: float = 0.0
-    idle_w: float = 120.0
-    busy_w: float = 650.0
-    gpus: int = 1
-    refresh_s: float = 0.1
+    cells = expand(study or made_study())
+    records = []
+    for number, cell in enumerate(cells):
+        record, tables = _record(cell, METHODS[cell.deployment.method], gpus, kind, spoilt=number == 5)
+        if store is not None:
+            if tables is not None:
+                record = record.model_copy(update={"files": store.write_tables(cell.id, tables)})
+            store.append(record)
+        records.append(record)
+    return records
 
 
-def made_tables(workload: WorkloadSpec, server: MadeServer | None = None, *, seed: int = 0) -> CellTables:
-    """Tables of one cell, as :func:`qmeter.load.drive` and the recorder would leave them (made up, seeded)."""
-    server = server or MadeServer()
-    rng = np.random.default_rng(seed)
-    until_s = workload.warmup + workload.window
-    spans, streams = _served(workload, server, rng, until_s)
-    horizon_s = until_s + workload.drain
-    requests = _requests(workload, server, spans, streams, horizon_s, rng)
-    tokens = _tokens(requests, streams, horizon_s, server.tokens_per_event)
-    telemetry = _telemetry(spans, streams, server, until_s + 2.0, rng)
-    return CellTables(requests, tokens, telemetry, Steps.empty())
+def write_made_study(folder: Path, study: Study | None = None, *, gpus: int = 1) -> StudyStore:
+    """A whole study folder of made-up records and tables."""
+    made = study or made_study()
+    store = StudyStore.create(folder, made, yaml.safe_dump({"note": "made up", "name": made.name}))
+    made_records(made, gpus=gpus, store=store)
+    return store
 
 
-def made_series(server: MadeServer) -> tuple[SeriesInfo, ...]:
-    """The series that :func:`made_tables` holds, and the gaps that a real host would have."""
-    state = [SeriesInfo(name=f"engine.{n}", unit="1", source="made up") for n in ("running", "waiting", "kv_use")]
-    power = [
-        info
-        for g in range(server.gpus)
-        for info in (
-            SeriesInfo(name=f"gpu{g}.power_w", unit="W", source="made up", rate_hz=20.0),
-            SeriesInfo(name=f"gpu{g}.energy_j", unit="J", source="made up", cumulative=True, rate_hz=20.0),
-        )
-    ]
-    gap = "no RAPL: /sys/class/powercap is empty (usual in virtual machines)"
-    return (*state, *power, SeriesInfo(name="cpu.energy_j", unit="J", source="RAPL package", cumulative=True, gap=gap))
+def _record(
+    cell: Cell, method: MadeMethod, gpus: int, kind: RecordKind, *, spoilt: bool
+) -> tuple[Record, CellTables | None]:
+    if cell.deployment.method == "nf4":
+        return _failed(cell, kind), None
+    server = _server(method, gpus)
+    tables = made_tables(cell.workload, server, seed=cell.seed)
+    idle = Quantity.of(120.0 * gpus, "W", n=60) if gpus else Quantity.unknown("W", "no power sensor on this host")
+    found = analyse(tables, cell.workload, made_series(server), seed=cell.seed, idle_power=idle)
+    proof = _proof(cell, spoilt)
+    record = _bare(cell, kind, CellStatus.INVALID if proof.failures else CellStatus.OK).model_copy(
+        update={
+            "reasons": proof.failures,
+            "warnings": found.warnings,
+            "clock": Clock(origin_monotonic_s=1000.0, origin_unix_s=1.7e9),
+            "window": found.window,
+            "effective": _effective(method),
+            "verification": _verification(method),
+            "proof": proof,
+            "metrics": found.metrics,
+            "energy": found.energy,
+            "quality": _quality(cell, method),
+            "series": made_series(server),
+            "timings": _timings(found),
+        }
+    )
+    return record, tables
 
 
-def _arrivals(workload: WorkloadSpec, rng: np.random.Generator, until_s: float) -> list[float]:
-    law = workload.arrivals
-    if law.kind == "constant":
-        return list(np.arange(0.0, until_s, 1 / law.rate))
-    rate = getattr(law, "rate", None) or getattr(law, "start", 1.0)
-    shape = getattr(law, "burstiness", 1.0)
-    gaps = rng.gamma(shape, 1 / (shape * rate), size=int(rate * until_s * 2 + 50))
-    times = np.cumsum(gaps)
-    return list(times[times < until_s])
+def _server(method: MadeMethod, gpus: int) -> MadeServer:
+    base = MadeServer(gpus=gpus)
+    return replace(
+        base,
+        prefill_s=base.prefill_s * method.prefill,
+        step_s=base.step_s * method.step,
+        load_step_s=base.load_step_s * method.step,
+        busy_w=method.busy_w,
+    )
 
 
-def _served(
-    workload: WorkloadSpec, server: MadeServer, rng: np.random.Generator, until_s: float
-) -> tuple[list[tuple[float, float]], list[np.ndarray]]:
-    """First come, first served on ``slots``: ``(intended_s, start_s)`` and token times of each request."""
-    closed = isinstance(workload.arrivals, ClosedArrivals)
-    due = [0.0] * workload.arrivals.concurrency if isinstance(workload.arrivals, ClosedArrivals) else []
-    pending = due or _arrivals(workload, rng, until_s)
-    free = [0.0] * server.slots
-    spans, streams = [], []
-    heapq.heapify(pending)
-    ends: list[float] = []
-    while pending:
-        at = heapq.heappop(pending)
-        start = max(at, heapq.heappop(free))
-        beside = sum(1 for e in ends if e > start)
-        tokens = _length(workload, rng)
-        step = (server.step_s + server.load_step_s * beside) * rng.lognormal(0, server.noise, size=tokens - 1)
-        first = start + server.prefill_s * rng.lognormal(0, server.noise)
-        stream = np.concatenate([[first], first + np.cumsum(step)])
-        heapq.heappush(free, float(stream[-1]))
-        ends = [e for e in ends if e > at] + [float(stream[-1])]
-        spans.append((at, start))
-        streams.append(stream)
-        if closed and stream[-1] < until_s:
-            heapq.heappush(pending, float(stream[-1]) + 1e-4)
-    return spans, streams
+def _bare(cell: Cell, kind: RecordKind, status: CellStatus) -> Record:
+    simulated = kind is RecordKind.SIMULATED
+    return Record(
+        kind=kind,
+        study="made-up",
+        cell_id=cell.id,
+        deployment_id=cell.deployment.id,
+        status=status,
+        cell=cell.model_dump(mode="json"),
+        provenance=Provenance(
+            qmeter_version="0.0.0+made-up",
+            git_commit=None,
+            started_unix_s=1.7e9,
+            host={"cpu": "made-up CPU", "threads": 64, "memory_bytes": 512 * _GB, "gpus": [{"name": "made-up H200"}]},
+            versions={"python": "3.11", "vllm": "0.25.1"},
+            engine_command=("vllm", "serve", "<model>", "--quantization", cell.deployment.method),
+            engine_env={},
+            model={"source": cell.deployment.model.source, "notes": ["made-up weights: quality is made up too"]},
+            hashes={"cell": cell.id, "deployment": cell.deployment.id},
+            seed=cell.seed,
+            calibration="made-up calibration" if simulated else None,
+        ),
+    )
 
 
-def _length(workload: WorkloadSpec, rng: np.random.Generator) -> int:
-    law = workload.output_tokens
-    if isinstance(law, FixedLength):
-        return law.tokens
-    return int(rng.integers(OUTPUT_TOKENS // 2, OUTPUT_TOKENS * 3 // 2))
+def _failed(cell: Cell, kind: RecordKind) -> Record:
+    reason = Reason(
+        kind="OutOfMemory",
+        stage="launch",
+        message="the weights (made up) do not fit: 148 GB needed, 141 GB on the device",
+        hint="use a smaller weight type, or tp: 2",
+    )
+    return _bare(cell, kind, CellStatus.FAILED).model_copy(update={"reasons": (reason,)})
 
 
-def _requests(
-    workload: WorkloadSpec,
-    server: MadeServer,
-    spans: list[tuple[float, float]],
-    streams: list[np.ndarray],
-    horizon_s: float,
-    rng: np.random.Generator,
-) -> Requests:
-    n = len(spans)
-    intended = np.array([s[0] for s in spans])
-    first = np.array([s[0] for s in streams])
-    last = np.array([s[-1] for s in streams])
-    lengths = np.array([len(s) for s in streams])
-    status = np.where(last <= horizon_s, RequestStatus.OK.value, RequestStatus.CANCELLED.value).astype(object)
-    broken = rng.random(n) < server.fail_share
-    status[broken] = RequestStatus.HTTP_503.value
-    first = np.where(broken | (first > horizon_s), np.nan, first)
-    last = np.where(broken, np.nan, np.minimum(last, horizon_s))
-    last = np.where(np.isnan(first), np.nan, last)
-    prompt = workload.prompt_tokens.tokens if isinstance(workload.prompt_tokens, FixedLength) else PROMPT_TOKENS
-    ok = status == RequestStatus.OK.value
-    none = np.array([None] * n, dtype=object)
-    return Requests(
-        intended_s=intended, sent_s=intended + rng.exponential(2e-5, n), first_token_s=first, last_token_s=last,
-        end_s=np.where(ok, last, np.where(broken, intended + 0.002, horizon_s)),
-        prompt_tokens_asked=np.full(n, prompt), output_tokens_asked=lengths, prompt_tokens=np.where(ok, prompt, -1),
-        output_tokens=np.where(ok, lengths, -1), status=status, http_status=np.where(broken, 503, 200),
-        finish_reason=np.where(ok, "length", None), task=none, item=none, text=none, error=none,
+def _proof(cell: Cell, spoilt: bool) -> ClientProof:
+    late = 0.0134 if spoilt else 0.00011
+    failure = Reason(
+        kind="client_lateness",
+        stage="load",
+        message=f"requests left up to {late * 1000:.1f} ms late at p99; the limit is 2 ms",
+        hint="give the client a core of its own, or lower the rate",
+    )
+    rate = getattr(cell.workload.arrivals, "rate", 1.0)
+    return ClientProof(
+        checks={
+            "send_lateness_p50": Quantity.of(late / 4, "s"),
+            "send_lateness_p99": Quantity.of(late, "s"),
+            "loop_lag_p99": Quantity.of(0.00021, "s"),
+            "rate_asked": Quantity.of(rate, "1/s"),
+            "rate_achieved": Quantity.of(rate * 0.9998, "1/s"),
+            "arrival_ks_p": Quantity.of(0.62, "1"),
+            "kernel_stamp_share": Quantity.of(0.997, "1"),
+            "cpu_share": Quantity.of(0.21, "1"),
+        },
+        failures=(failure,) if spoilt else (),
+    )
+
+
+def _effective(method: MadeMethod) -> EffectiveConfig:
+    weight, activation, kv = method.types
+    return EffectiveConfig(
+        engine_version="0.25.1", weight_bytes=method.weight_bytes, weight_type=weight, activation_type=activation,
+        kv_type=kv, kernel="MadeUpKernel", kv_blocks=int((125e9 - method.weight_bytes) / 2.1e6), kv_block_tokens=16,
+        token_budget=8192, max_sequences=256, sources={"weight_bytes": "log: Model loading took"},
     )  # fmt: skip
 
 
-def _tokens(requests: Requests, streams: list[np.ndarray], horizon_s: float, each: int) -> Tokens:
-    rows, times, counts = [], [], []
-    for i, stream in enumerate(streams):
-        if np.isnan(requests.first_token_s[i]):
-            continue
-        groups = [stream[:1], *(stream[k : k + each] for k in range(1, len(stream), each))]
-        kept = [g for g in groups if g[-1] <= horizon_s]
-        rows += [i] * len(kept)
-        times += [float(g[-1]) for g in kept]
-        counts += [len(g) for g in kept]
-    n = len(rows)
-    return Tokens(request=rows, t_s=times, n=counts, clock=np.zeros(n), coalesced=np.zeros(n))  # type: ignore[arg-type]
+def _verification(method: MadeMethod) -> Verification:
+    gib = f"{method.weight_bytes / 2**30:.2f} GiB"
+    checks = (
+        Check(name="weight bytes", expected=gib, seen=gib, passed=True),
+        Check(name="weight type", expected=method.types[0], seen=method.types[0], passed=True),
+        Check(name="KV type", expected=method.types[2], seen=None, passed=None, why="the engine does not report it"),
+    )
+    return Verification(checks=checks)
 
 
-def _telemetry(
-    spans: list[tuple[float, float]],
-    streams: list[np.ndarray],
-    server: MadeServer,
-    until_s: float,
-    rng: np.random.Generator,
-) -> Telemetry:
-    t = np.arange(-1.0, until_s, 0.05) + rng.uniform(0, 0.002)
-    intended, start = np.array([s[0] for s in spans]), np.array([s[1] for s in spans])
-    end = np.array([s[-1] for s in streams])
-    running = _open_at(start, end, t)
-    waiting = _open_at(intended, start, t)
-    series: dict[str, np.ndarray] = {
-        "engine.running": running,
-        "engine.waiting": waiting,
-        "engine.kv_use": np.minimum(1.0, 0.02 + 0.9 * running / server.slots),
+def _quality(cell: Cell, method: MadeMethod) -> dict[str, Quantity]:
+    x, n = method.ppl_ratio - 1, 768
+    if cell.deployment.method == "bf16":
+        exact = Quantity.of(1.0, "1", low=1.0, high=1.0, n=n)
+        return {"ppl_ratio": exact, "kl_topk": Quantity.of(0.0, "nat/token", low=0.0, high=0.0, n=n)}
+    half = 0.004 + 0.25 * x
+    return {
+        "ppl_ratio": Quantity.of(1 + x, "1", low=1 + x - half, high=1 + x + half, n=n),
+        "logprob_gap": Quantity.of(float(np.log1p(x)), "nat/token", low=x - half, high=x + half, n=n),
+        "kl_topk": Quantity.of(1.3 * x, "nat/token", low=1.1 * x, high=1.6 * x, n=n),
+        "top1_agreement": Quantity.of(0.995 - 1.4 * x, "1", low=0.985 - 1.4 * x, high=min(1.0, 0.999 - 1.4 * x), n=n),
     }
-    fine = np.arange(-1.2, until_s + 0.1, 0.01)
-    load = _open_at(start, end, fine) / server.slots
-    power = server.idle_w + (server.busy_w - server.idle_w) * np.sqrt(load)
-    energy = np.concatenate([[0.0], np.cumsum(power[:-1]) * 0.01]) + 5e5
-    stale = np.floor(t / server.refresh_s) * server.refresh_s
-    for g in range(server.gpus):
-        series[f"gpu{g}.power_w"] = np.interp(t, fine, power)
-        series[f"gpu{g}.energy_j"] = np.interp(stale, fine, energy)
-    names = np.repeat(np.array(list(series), dtype=object), len(t))
-    return Telemetry(series=names, t_s=np.tile(t, len(series)), value=np.concatenate(list(series.values())))
 
 
-def _open_at(begin: np.ndarray, end: np.ndarray, t: np.ndarray) -> np.ndarray:
-    made: np.ndarray = np.searchsorted(np.sort(begin), t, side="right") - np.searchsorted(np.sort(end), t, side="right")
-    return made
+def _timings(found: CellAnalysis) -> dict[str, float]:
+    return {"launch": 41.0, "warmup": 3.1, "load": found.window.end_s + 0.8, "analyse": 0.2, "teardown": 2.0}

@@ -1,0 +1,87 @@
+"""Comparing quantities that carry intervals, and the Pareto set that knows its noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from qmeter.analysis.metrics import Better
+from qmeter.analysis.stats import t_interval
+from qmeter.record import Quantity
+
+SAME = 0.005
+"""Values without intervals closer than this share of each other are not told apart."""
+
+
+class Relation(StrEnum):
+    """How one quantity stands to another: apart only where their intervals do not overlap."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    TIED = "tied"
+    UNKNOWN = "unknown"
+
+
+def bounds(q: Quantity) -> tuple[float, float]:
+    """``(low, high)``; the value itself where there is no interval. Only for known quantities."""
+    value = q.value or 0.0
+    return (value if q.low is None else q.low, value if q.high is None else q.high)
+
+
+def relation(a: Quantity, b: Quantity, better: Better) -> Relation:
+    """How ``a`` stands to ``b``. Intervals that overlap are a tie (conservative: 95% intervals, about 0.6% level)."""
+    if a.value is None or b.value is None:
+        return Relation.UNKNOWN
+    a_low, a_high = bounds(a)
+    b_low, b_high = bounds(b)
+    exact = a_low == a_high and b_low == b_high
+    if exact and abs(a.value - b.value) <= SAME * max(abs(a.value), abs(b.value)):
+        return Relation.TIED
+    if a_low > b_high:
+        return Relation.BETTER if better is Better.HIGHER else Relation.WORSE
+    if a_high < b_low:
+        return Relation.WORSE if better is Better.HIGHER else Relation.BETTER
+    return Relation.TIED
+
+
+def paired_relation(a: Mapping[int, float], b: Mapping[int, float], better: Better) -> Relation:
+    """How ``a`` stands to ``b`` by the repeats both have, from a t interval on the log ratio within each repeat.
+
+    Every method of a repeat sees the same requests at the same times, so what the arrivals do cancels: far sharper than
+    comparing two intervals. UNKNOWN with fewer than two shared repeats or values that are not positive.
+    """
+    shared = sorted(set(a) & set(b))
+    if len(shared) < 2 or min(min(a[r], b[r]) for r in shared) <= 0:
+        return Relation.UNKNOWN
+    made = t_interval([math.log(a[r] / b[r]) for r in shared])
+    if made.low <= 0 <= made.high or abs(made.value) <= SAME:
+        return Relation.TIED
+    return Relation.BETTER if (made.value > 0) == (better is Better.HIGHER) else Relation.WORSE
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One objective: a quantity's name and which way is better."""
+
+    name: str
+    better: Better
+
+
+def dominates(relations: Sequence[Relation]) -> bool:
+    """Whether something that stands so on every axis dominates: better beyond noise on one, and worse on none.
+
+    An axis on which either side is unknown rules dominance out: nothing is beaten on a guess.
+    """
+    if Relation.UNKNOWN in relations or Relation.WORSE in relations:
+        return False
+    return Relation.BETTER in relations
+
+
+def pareto(n: int, stand: Callable[[int, int], Sequence[Relation]]) -> list[int | None]:
+    """For each of ``n`` rows: the index of a row that dominates it, or ``None`` where none does (it is in the set).
+
+    ``stand(i, j)`` gives how row i stands to row j on every axis.
+    """
+    return [next((j for j in range(n) if j != i and dominates(stand(j, i))), None) for i in range(n)]

@@ -1,0 +1,270 @@
+"""Which method to serve with: SLO, then quality, then goodput, energy a token and memory; ties are called ties."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+
+from qmeter.analysis.compare import Relation, bounds, relation
+from qmeter.analysis.metrics import Better
+from qmeter.analysis.points import Deployment, Point, SLOVerdict, stand
+from qmeter.record import Quantity
+from qmeter.spec.workload import SLO
+
+QUALITY_TOLERANCE = 0.05
+"""Perplexity increase over the reference (as a share) that is let pass; a study may ask for another."""
+
+
+class QualityVerdict(StrEnum):
+    """How the perplexity ratio stands to 1 + tolerance.
+
+    BOUNDED: the whole interval is within. UNPROVEN: the estimate is within, or the interval still holds 1, but the
+    interval's end is not within: too few items to say. WORSE: significantly worse, and by more than the tolerance.
+    """
+
+    REFERENCE = "reference"
+    BOUNDED = "within tolerance"
+    UNPROVEN = "not shown to be worse"
+    WORSE = "worse"
+    UNKNOWN = "unknown"
+
+
+class Criterion(StrEnum):
+    """What decides, in this order."""
+
+    SLO = "slo"
+    QUALITY = "quality"
+    GOODPUT = "goodput_hz"
+    THROUGHPUT = "throughput_tok_s"
+    ENERGY = "j_per_output_token"
+    MEMORY = "weight_bytes"
+    LATENCY = "e2e_mean_s"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One deployment before the decision.
+
+    Attributes:
+        point: the highest load at which it keeps the SLO (no SLO: highest throughput), or ``None``.
+        quality: verdict against the reference.
+        out: the criterion that rules it out, or ``None``.
+    """
+
+    deployment: Deployment
+    point: Point | None
+    quality: QualityVerdict
+    out: Criterion | None
+
+    def value(self, criterion: Criterion) -> Quantity:
+        """The quantity a criterion compares, at the candidate's point."""
+        if criterion is Criterion.MEMORY:
+            return self.deployment.memory["weight_bytes"]
+        if self.point is None:
+            return Quantity.unknown("1", "no load point")
+        return self.point.get(criterion.value)
+
+    def stands(self, other: Candidate, criterion: Criterion) -> Relation:
+        """How it stands to another candidate on a criterion."""
+        better = _BETTER[criterion]
+        if criterion is Criterion.MEMORY or self.point is None or other.point is None:
+            return relation(self.value(criterion), other.value(criterion), better)
+        return stand(self.point, other.point, criterion.value, better)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One criterion as applied: how many candidates it began and ended with, or why it could not be applied."""
+
+    criterion: Criterion
+    before: int
+    after: int
+    skipped: str | None = None
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The decision for one model and one family of workloads.
+
+    Attributes:
+        choice: what to serve, or ``None`` where no candidate qualifies.
+        tied: candidates that no criterion tells from the choice (the choice has the best point estimate).
+        runner_up, lost_on: the best candidate that is not tied, and the criterion on which it lost.
+        steps: every criterion in order.
+        at_limit: whether the choice kept the SLO at the highest load that was tried: its limit was not seen.
+        caveats: what a reader must know, in plain words.
+        candidates: every deployment, ruled out or not.
+    """
+
+    model: str
+    family: str
+    slo: SLO | None
+    tolerance: float
+    choice: Candidate | None
+    tied: tuple[Candidate, ...]
+    runner_up: Candidate | None
+    lost_on: Criterion | None
+    steps: tuple[Step, ...]
+    at_limit: bool
+    caveats: tuple[str, ...]
+    candidates: tuple[Candidate, ...]
+
+
+_BETTER = {
+    Criterion.GOODPUT: Better.HIGHER,
+    Criterion.THROUGHPUT: Better.HIGHER,
+    Criterion.ENERGY: Better.LOWER,
+    Criterion.MEMORY: Better.LOWER,
+    Criterion.LATENCY: Better.LOWER,
+}
+
+
+def quality_verdict(deployment: Deployment, tolerance: float) -> QualityVerdict:
+    """Stand of one deployment's perplexity ratio to 1 + ``tolerance``."""
+    if deployment.is_reference:
+        return QualityVerdict.REFERENCE
+    ratio = deployment.quality.get("ppl_ratio")
+    if ratio is None or ratio.value is None:
+        return QualityVerdict.UNKNOWN
+    low, high = bounds(ratio)
+    if high <= 1 + tolerance:
+        return QualityVerdict.BOUNDED
+    return QualityVerdict.UNPROVEN if low <= 1 or ratio.value <= 1 + tolerance else QualityVerdict.WORSE
+
+
+def recommend(
+    deployments: Sequence[Deployment], model: str, family: str, *, tolerance: float = QUALITY_TOLERANCE
+) -> Recommendation:
+    """Decide among the deployments of one model on one family of workloads."""
+    relevant = [d for d in deployments if d.key.model == model]
+    points = [p for d in relevant for p in d.points if p.family == family]
+    slo = next((p.slo for p in points if p.slo), None)
+    found = [_candidate(d, family, slo, tolerance) for d in relevant]
+    left = [c for c in found if c.out is None]
+    judged = [c for c in left if c.quality is not QualityVerdict.UNKNOWN]
+    caveats = []
+    if judged and len(judged) < len(left):
+        names = ", ".join(c.deployment.key.label for c in left if c.quality is QualityVerdict.UNKNOWN)
+        caveats.append(f"left out because their quality is unknown: {names}")
+        found = [_ruled_out(c) if c in left and c.quality is QualityVerdict.UNKNOWN else c for c in found]
+        left = judged
+    elif left and not judged:
+        caveats.append("quality is unknown for every candidate, so nothing here says what the method costs in answers")
+    first = Criterion.GOODPUT if slo else Criterion.THROUGHPUT
+    order, steps = _ranked(left, [first, Criterion.ENERGY, Criterion.MEMORY, Criterion.LATENCY])
+    steps = (Step(Criterion.SLO, len(found), sum(c.point is not None for c in found)), *steps)
+    groups = order or [[]]
+    choice = groups[0][0] if groups[0] else None
+    second = groups[1][0] if len(groups) > 1 else None
+    lost = _separator(choice, second, [s.criterion for s in steps[1:] if not s.skipped]) if choice and second else None
+    caveats += _caveats(choice, slo, steps)
+    top = max((p.load.value for p in points), default=0.0)
+    return Recommendation(
+        model=model,
+        family=family,
+        slo=slo,
+        tolerance=tolerance,
+        choice=choice,
+        tied=tuple(groups[0][1:]),
+        runner_up=second,
+        lost_on=lost,
+        steps=steps,
+        at_limit=bool(choice and choice.point and slo and choice.point.load.value >= top),
+        caveats=tuple(caveats),
+        candidates=tuple(found),
+    )
+
+
+def _ruled_out(c: Candidate) -> Candidate:
+    return Candidate(c.deployment, c.point, c.quality, Criterion.QUALITY)
+
+
+def _candidate(d: Deployment, family: str, slo: SLO | None, tolerance: float) -> Candidate:
+    mine = [p for p in d.points if p.family == family]
+    quality = quality_verdict(d, tolerance)
+    if slo is None:
+        known = [p for p in mine if p.get("throughput_tok_s").known]
+        point = max(known, key=lambda p: p.get("throughput_tok_s").value or 0.0, default=None)
+    else:
+        kept = [p for p in mine if p.verdict.counts]
+        point = max(kept, key=lambda p: (p.load.value, p.get("goodput_hz").value or 0.0), default=None)
+    out = Criterion.SLO if point is None else Criterion.QUALITY if quality is QualityVerdict.WORSE else None
+    return Candidate(d, point, quality, out)
+
+
+def _ranked(left: list[Candidate], criteria: Sequence[Criterion]) -> tuple[list[list[Candidate]], tuple[Step, ...]]:
+    """Groups of candidates from best to worst; those inside a group are tied on every criterion applied.
+
+    The steps are those that found the first group.
+    """
+    if not left:
+        return [], ()
+    groups: list[list[Candidate]] = []
+    steps: tuple[Step, ...] = ()
+    rest = list(left)
+    while rest:
+        best, applied = _winners(rest, criteria)
+        steps = steps or applied
+        groups.append(best)
+        rest = [c for c in rest if c not in best]
+    return groups, steps
+
+
+def _winners(left: list[Candidate], criteria: Sequence[Criterion]) -> tuple[list[Candidate], tuple[Step, ...]]:
+    steps = []
+    for criterion in criteria:
+        before = len(left)
+        values = [c.value(criterion) for c in left]
+        lost = [(c, q) for c, q in zip(left, values, strict=True) if q.value is None]
+        if lost:
+            whom = "all" if len(lost) == before else ", ".join(c.deployment.key.label for c, _ in lost)
+            steps.append(Step(criterion, before, before, f"unknown for {whom}: {lost[0][1].why}"))
+            continue
+        left = sorted(left, key=partial(_merit, criterion=criterion))
+        leader = left[0]
+        left = [c for c in left if c is leader or c.stands(leader, criterion) is not Relation.WORSE]
+        steps.append(Step(criterion, before, len(left)))
+        if len(left) == 1:
+            break
+    return left, tuple(steps)
+
+
+def _merit(c: Candidate, criterion: Criterion) -> float:
+    value = c.value(criterion).value or 0.0
+    return -value if _BETTER[criterion] is Better.HIGHER else value
+
+
+def _separator(a: Candidate, b: Candidate, criteria: Sequence[Criterion]) -> Criterion | None:
+    for criterion in criteria:
+        if a.stands(b, criterion) is Relation.BETTER:
+            return criterion
+    return None
+
+
+def _caveats(choice: Candidate | None, slo: SLO | None, steps: Sequence[Step]) -> list[str]:
+    if choice is None:
+        return []
+    out = []
+    if choice.point and choice.point.verdict is SLOVerdict.LIKELY:
+        out.append("its SLO attainment is above the promise, but the interval reaches below it: lengthen the window")
+    if choice.quality is QualityVerdict.UNPROVEN:
+        out.append("its quality is not shown to be worse, but the interval reaches past the tolerance: score more text")
+    out += [f"{_WORDS[s.criterion]} was not compared: {s.skipped}" for s in steps if s.skipped]
+    if choice.deployment.verification is not None and not choice.deployment.verification.verified:
+        out.append("the engine did not confirm that the method took effect")
+    if choice.point and any(w.kind == "not_stationary" for w in choice.point.warnings):
+        out.append("its cell was not stationary")
+    return out
+
+
+_WORDS = {
+    Criterion.SLO: "the SLO",
+    Criterion.QUALITY: "quality",
+    Criterion.GOODPUT: "goodput",
+    Criterion.THROUGHPUT: "throughput",
+    Criterion.ENERGY: "energy",
+    Criterion.MEMORY: "memory",
+    Criterion.LATENCY: "latency",
+}
