@@ -26,6 +26,7 @@ workloads:
   - {name: busy, arrivals: {kind: poisson, rate: 40/s}, prompt_tokens: {kind: fixed, tokens: 16},
      output_tokens: {kind: fixed, tokens: 8}, warmup: 200ms, window: 1s, drain: 5s}
 slo: {ttft: 200ms, tpot: 50ms}
+telemetry: {samplers: [host, rapl]}
 quality: {prompts: 3, tokens: 8, top_k: 3}
 """
 

@@ -24,7 +24,7 @@ def show_events(as_json: bool, console: Console | None = None) -> Iterator[Liste
     """A listener that draws: JSON lines, a live display on a terminal, or plain lines."""
     console = console or Console()
     if as_json:
-        yield lambda event: console.file.write(json.dumps(_as_data(event)) + "\n")
+        yield lambda event: print(json.dumps(_as_data(event)), file=console.file, flush=True)
     elif console.is_terminal:
         board = _Board()
         with Live(board, console=console, refresh_per_second=4, transient=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,7 @@ import typer
 
 from qmeter.cli.display import show_events
 from qmeter.cli.plan_view import print_plan
+from qmeter.record import Reason
 from qmeter.spec import load_study, load_study_text
 from qmeter.spec.study import Study
 from qmeter.store import StudyStore
@@ -89,9 +91,9 @@ def _exit_code(ended: StudyEnded) -> int:
     return 0 if ended.failed == ended.invalid == 0 else 1
 
 
-def _warn(warnings: list[object], as_json: bool) -> None:
+def _warn(warnings: Sequence[Reason], as_json: bool) -> None:
     for warning in warnings:
-        message, hint = getattr(warning, "message", str(warning)), getattr(warning, "hint", None)
+        message, hint = warning.message, warning.hint
         if as_json:
             typer.echo(json.dumps({"event": "warning", "message": message, "hint": hint}))
         else:

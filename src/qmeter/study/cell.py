@@ -10,11 +10,11 @@ from typing import TypeVar
 import numpy as np
 
 from qmeter.analysis.cell import analyse
+from qmeter.catalog import ModelShape
 from qmeter.engines.base import Launch, MetricsMap
 from qmeter.engines.server import RunningServer
 from qmeter.errors import EngineError, LoadError
 from qmeter.load import LoadResult, Target, drive
-from qmeter.quality.tasks import grade_requests, task_items
 from qmeter.record import (
     CellStatus,
     CellTables,
@@ -102,6 +102,8 @@ def measure_cell(bench: Bench, cell: Cell) -> Record:
         found = analyse(tables, workload, series, idle_power=context.idle_power, seed=cell.seed)
         quality = dict(context.quality)
         if workload.prompts.kind == "tasks":
+            from qmeter.quality.tasks import grade_requests
+
             quality.update(grade_requests(tables.requests))
     return context.record(
         cell,
@@ -159,8 +161,20 @@ def _moved(table: Table, by_s: float, *columns: str) -> Table:
 
 
 def _schedule(bench: Bench, workload: WorkloadSpec, seed: int) -> Schedule:
-    items = task_items(workload.prompts.tasks, seed) if workload.prompts.kind == "tasks" else None
+    items = None
+    if workload.prompts.kind == "tasks":
+        from qmeter.quality.tasks import task_items
+
+        items = task_items(workload.prompts.tasks, seed)
     return build(workload, seed, bench.vocabulary, items)
+
+
+def prompt_vocabulary(shape: ModelShape) -> Vocabulary:
+    """Token ids for synthetic prompts: without both ends of the vocabulary, where control and special tokens stand.
+
+    Llama-2, SmolLM2 and Mistral keep them in the first 259 ids, Llama-3 and Qwen2.5 in the last 512.
+    """
+    return Vocabulary(size=shape.vocab, avoid=frozenset((*range(259), *range(shape.vocab - 512, shape.vocab))))
 
 
 def _require_completions(tables: CellTables) -> None:
