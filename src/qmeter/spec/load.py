@@ -34,10 +34,13 @@ class Draft:
     faults: list[Fault]
 
     def add(self, path: YamlPath, message: str) -> None:
-        """Note a fault at ``path`` of the expanded study; the same fault of several points of one list counts once."""
+        """Note a fault at ``path`` of the expanded study.
+
+        The same fault of several points of one list counts once; what follows from unreadable YAML does not count.
+        """
         back = self.points.in_file(path)
         fault = Fault(back, message, self.document.line(back))
-        if fault not in self.faults:
+        if fault not in self.faults and all(back != known.path for known in self.document.faults):
             self.faults.append(fault)
 
     def valid(self) -> Study:
@@ -97,8 +100,9 @@ def draft_text(text: str, name: str, folder: Path) -> Draft:
     draft = Draft(document, points, None, list(document.faults))
     if not isinstance(points.data, dict):
         return draft
+    draft.faults += [Fault(fault.path, fault.message, document.line(fault.path)) for fault in points.faults]
     study, found = _validated(points.data)
-    for fault in (*points.faults, *found):
+    for fault in found:
         draft.add(fault.path, fault.message)
     if study is None:
         return draft

@@ -9,7 +9,7 @@ from qmeter.spec.document import Fault, YamlPath
 from qmeter.spec.explain import unknown
 from qmeter.spec.study import Study
 
-AXES = ("model", "engine", "method", "workload")
+AXES = ("model", "engine", "method", "workload", "repeat")
 
 
 def broken_rules(study: Study) -> list[Fault]:
@@ -53,6 +53,7 @@ def _exclusions(study: Study) -> Iterator[Fault]:
         "engine": [e.name for e in study.engines],
         "method": list(study.methods),
         "workload": [w.name for w in study.workloads],
+        "repeat": [str(i) for i in range(study.repeats)],
     }
     for i, rule in enumerate(study.exclude):
         if not rule:

@@ -128,7 +128,10 @@ class Study(Frozen):
     telemetry: TelemetrySpec = TelemetrySpec()
     client: ClientSpec = ClientSpec()
     exclude: tuple[dict[str, str], ...] = ()
-    """Combinations to leave out: each a mapping of axis (model, engine, method, workload) to name."""
+    """Combinations to leave out: each a mapping of axis (model, engine, method, workload, repeat) to name.
+
+    Repeats count from 0, so ``{workload: idle, repeat: "1"}`` measures that point once in a study of two repeats.
+    """
 
 
 class Deployment(Frozen):
@@ -186,7 +189,7 @@ def expand(study: Study) -> list[Cell]:
         for repeat in range(study.repeats):
             for workload in study.workloads:
                 axes = {"model": deployment.model.name, "engine": deployment.engine.name, "method": deployment.method,
-                        "workload": workload.name}  # fmt: skip
+                        "workload": workload.name, "repeat": str(repeat)}  # fmt: skip
                 if any(all(axes.get(k) == v for k, v in rule.items()) for rule in study.exclude):
                     continue
                 filled = workload if workload.slo or not study.slo else workload.model_copy(update={"slo": study.slo})
