@@ -3,7 +3,8 @@
 Procedure, in this order:
 
 1. The planned window is ``[warmup, warmup + window)`` on the cell's clock, which starts with its load.
-2. Drift test (:func:`drifts`) on requests in flight, output token rate and time to first token.
+2. Drift test (:func:`drifts`: a line, and the start against the later half) on requests in flight and output token
+   rate, a line on time to first token.
 3. Where something drifts, MSER-5 (White 1997) on requests in flight and token rate truncates the beginning, at most
    half of the window, and what is left is tested again.
 4. Where that drifts too, the planned window stands, marked not stationary, with what drifted and whether the load
@@ -100,10 +101,21 @@ def line(batches: F64) -> tuple[float, float]:
     return change, 2 * (1 - t_cdf(abs(slope) / error, n - 2))
 
 
-def _relative(name: str, batches: F64) -> Drift:
+def transient(batches: F64) -> tuple[float, float]:
+    """``(later half's mean less the first sixth's, p)``: a filling phase at the start, which a line hardly sees."""
+    early, late = batches[: max(1, len(batches) // 6)], batches[len(batches) // 2 :]
+    change = float(late.mean() - early.mean())
+    spread_ = float(late.std(ddof=1))
+    if spread_ <= 1e-9 * abs(float(late.mean())):
+        return change, 1.0 if abs(change) <= 1e-9 * abs(float(late.mean())) else 0.0
+    t = abs(change) / (spread_ * math.sqrt(1 / len(early) + 1 / len(late)))
+    return change, 2 * (1 - t_cdf(t, len(late) - 1))
+
+
+def _relative(name: str, batches: F64) -> list[Drift]:
     mean = float(np.nanmean(batches))
-    change, p = line(batches)
-    return Drift(name, change / mean if mean else 0.0, p)
+    found = [line(batches), transient(batches)]
+    return [Drift(name, change / mean if mean else 0.0, p) for change, p in found]
 
 
 def _latency_drift(tables: CellTables, start_s: float, end_s: float) -> Drift | None:
@@ -127,14 +139,15 @@ def drifts(tables: CellTables, start_s: float, end_s: float) -> list[Drift]:
     """
     edges = np.linspace(start_s, end_s, BATCHES + 1)
     tested = [
-        _relative("requests in flight", in_flight(tables, edges)),
-        _relative("output token rate", rate(tables, edges)),
+        *_relative("requests in flight", in_flight(tables, edges)),
+        *_relative("output token rate", rate(tables, edges)),
     ]
     latency = _latency_drift(tables, start_s, end_s)
     if latency:
         tested.append(latency)
     adjusted = holm([d.p for d in tested])
-    return [d for d, p in zip(tested, adjusted, strict=True) if p < LEVEL and abs(d.change) > RELEVANT[d.name]]
+    found = [d for d, p in zip(tested, adjusted, strict=True) if p < LEVEL and abs(d.change) > RELEVANT[d.name]]
+    return list({d.name: d for d in reversed(found)}.values())
 
 
 def rate(tables: CellTables, edges: F64) -> F64:
@@ -144,21 +157,19 @@ def rate(tables: CellTables, edges: F64) -> F64:
 
 
 def mser5(series: F64, most: float = 0.5) -> int | None:
-    """MSER-5 truncation: how many leading observations to drop, or ``None`` where the best cut lies past ``most``.
+    """MSER-5 truncation: how many leading observations to drop, or ``None`` where it does not settle within ``most``.
 
-    Batches of 5; the cut minimises the squared standard error of what is left. White (1997).
+    Batches of 5; the cut minimises the squared standard error of what is left (White 1997), searched over the first
+    ``most`` of the series only, since short remainders at its end look quiet by chance.
     """
     m = len(series) // 5
     if m < 6:
         return None
     y = series[: 5 * m].reshape(m, 5).mean(axis=1)
-    best, cut = math.inf, 0
-    for d in range(m - 3):
-        left = y[d:]
-        score = float(left.var()) / len(left)
-        if score < best * (1 - 1e-12):
-            best, cut = score, d
-    return None if cut > most * m else 5 * cut
+    last = int(most * m)
+    scores = [float(y[d:].var()) / (m - d) for d in range(last + 1)]
+    cut = int(np.argmin(scores))
+    return None if cut == last else 5 * cut
 
 
 def find(tables: CellTables, workload: WorkloadSpec) -> Found:
