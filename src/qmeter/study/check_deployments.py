@@ -46,7 +46,7 @@ KNOBS: dict[str, tuple[str, Callable[[object], bool]]] = {
 SOURCE_FORMS = {
     "hf": (re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$"), "hf:org/name@revision"),
     "pypi": (re.compile(r"^[\w.-]+==[\w.!+-]+/.+$"), "pypi:package==version/file"),
-    "synth": (re.compile(r"^[\w.-]+$"), "synth:<catalog model>"),
+    "synth": (re.compile(r"^[\w.-]+(@(inplace|disk))?$"), "synth:<catalog model>, @inplace or @disk after it"),
 }
 
 
@@ -76,7 +76,7 @@ def _source(i: int, model: ModelRef, findings: Findings) -> None:
             pattern, form = SOURCE_FORMS[scheme]
             if not pattern.match(rest):
                 findings.fault(path, f"expected {form}, found {source!r}")
-            elif scheme == "synth" and known(catalog.model, rest) is None:
+            elif scheme == "synth" and known(catalog.model, rest.partition("@")[0]) is None:
                 findings.fault(path, unknown("model", rest, [m.name for m in catalog.models()]))
         elif re.match(r"^[a-z]{2,10}:", source):
             text = unknown("source", scheme, list(SOURCE_FORMS))
