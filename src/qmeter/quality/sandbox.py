@@ -58,7 +58,7 @@ class Limits:
     """
 
     cpu_s: int = 5
-    wall_s: float = 10.0
+    wall_s: float = 20.0
     memory_bytes: int = 512 * 2**20
     processes: int = 16
     file_bytes: int = 16 * 2**20
