@@ -32,8 +32,8 @@ def lognormal(spec: LognormalLength, n: int, rng: np.random.Generator, traced: I
     the bounds) but the mean falls below median · exp(sigma²/2) when ``high`` cuts the tail. The mean that the engine
     sees is :func:`mean_tokens`.
     """
-    # The cut at high comes before exp, so that a wide sigma cannot overflow.
-    exponent = np.minimum(math.log(spec.median) + spec.sigma * rng.standard_normal(n), math.log(spec.high))
+    exponent = math.log(spec.median) + spec.sigma * rng.standard_normal(n)
+    exponent = np.clip(exponent, math.log(spec.low), math.log(spec.high))  # before exp: a wide sigma cannot overflow
     drawn: I32 = np.clip(np.rint(np.exp(exponent)), spec.low, spec.high).astype(np.int32)
     return drawn
 

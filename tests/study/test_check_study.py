@@ -1,4 +1,4 @@
-"""Warnings, templates, and checks that need the catalog. Faults of whole files: tests/spec/test_faults.py."""
+"""Warnings, templates, and checks that need the catalog. Faults of whole files: tests/spec/test_faulty_studies.py."""
 
 from __future__ import annotations
 
