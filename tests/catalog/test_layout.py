@@ -62,3 +62,14 @@ def test_an_8b_shape_with_49152_tokens_weighs_what_vllm_logged_on_an_h200(method
 
     shape = replace(catalog.model("llama-3.1-8b"), vocab=49_152)
     assert catalog.method(method).expected_weight_bytes(shape, "vllm") / GIB == pytest.approx(seen_gib, rel=0.025)
+
+
+@pytest.mark.parametrize(("kv", "seen"), [("f16", 128), ("kv8", 76), ("kv4", 44)])
+def test_kv_bytes_are_what_openvino_allocated_a_vector_of_64(kv: str, seen: int) -> None:
+    flags = catalog.method(kv).engines["openvino"]
+    assert flags.kv.vector_bytes(64) == seen
+
+
+def test_kv_bytes_of_llama_cpps_block_types() -> None:
+    assert formats.KV_Q8_0.vector_bytes(64) == 2 * 34
+    assert formats.KV_Q4_0.vector_bytes(64) == 2 * 18

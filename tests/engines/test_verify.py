@@ -124,3 +124,30 @@ def test_an_engine_the_catalog_does_not_know_is_held_to_the_methods_own_numbers(
     size = catalog.method("fp8").expected_weight_bytes(SHAPE)
     assert check("fp8", "third-party", weight_bytes=size, activation_type="fp8").verified
     assert check("fp8", "third-party", weight_bytes=BF16_BYTES).failed
+
+
+@pytest.mark.parametrize(
+    ("method", "seen_bytes", "passed"),
+    [
+        ("f16", 269_030_690, True),
+        ("w8a16", 147_229_008, True),
+        ("w4a16", 77_887_824, True),
+        ("w4a16", 147_229_008, False),
+        ("w8a16", 269_030_690, False),
+    ],
+)
+def test_constants_that_openvino_built_from_each_gguf_of_smollm2(method: str, seen_bytes: int, passed: bool) -> None:
+    shape = catalog.model("smollm2-135m")
+    deployment = Deployment(
+        model=ModelRef(name="m", source="x", shape=shape.name),
+        engine=EngineRef(name="openvino"),
+        method=method,
+        device="cpu",
+        parallelism=Parallelism(),
+    )
+    artifact = Artifact(Path("m.gguf"), "gguf", "0" * 64)
+    row = catalog.method(method)
+    found = verify(deployment, row, shape, artifact, EffectiveConfig(weight_bytes=seen_bytes))
+    assert named(found, "weight_bytes").passed is passed
+    if passed:
+        assert row.expected_weight_bytes(shape, "openvino") == pytest.approx(seen_bytes, rel=0.001)

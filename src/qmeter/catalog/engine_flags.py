@@ -164,10 +164,22 @@ def vllm(weights: str, kv: str = "bf16") -> EngineFlags:
     )
 
 
-_GGUF = {
-    "f16": ("gguf-f16", f.GGUF_F16, ("f16", "bf16", "f32")),
-    "int8": ("gguf-q8_0", f.GGUF_Q8_0, ("int8",)),
-    "int4": ("gguf-q4_0", f.GGUF_Q4_0, ("int4",)),
+@dataclass(frozen=True)
+class GgufWeights:
+    """A GGUF of one weight type: checkpoint kind, layouts in memory of either reader, words an engine may report."""
+
+    checkpoint: str
+    file: tuple[WeightLayout, ...]
+    openvino: tuple[WeightLayout, ...]
+    types: tuple[str, ...]
+
+
+GGUF = {
+    "f16": GgufWeights("gguf-f16", (f.GGUF_F16,), (f.GGUF_F16,), ("f16", "bf16", "f32")),
+    "int8": GgufWeights("gguf-q8_0", (f.GGUF_Q8_0,), (f.OPENVINO_Q8_0,), ("int8",)),
+    "int4": GgufWeights(
+        "gguf-q4_0", (f.GGUF_Q4_0, f.GGUF_Q4_0_PURE), (f.OPENVINO_Q4_0, f.OPENVINO_Q4_0_HEAD_Q8_0), ("int4",)
+    ),
 }
 
 
@@ -176,15 +188,15 @@ def openvino(weights: str, activation: str = "f16", kv: str = "f16") -> EngineFl
 
     ``DYNAMIC_QUANTIZATION_GROUP_SIZE`` 0 turns activation quantization off; 32 is Q8_0's and Q4_0's own group.
     """
-    checkpoint, layout, types = _GGUF[weights]
-    k = OPENVINO_KV[kv]
+    w, k = GGUF[weights], OPENVINO_KV[kv]
     group = "32" if activation == "int8" else "0"
     properties: Mapping[str, str] = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": group, **dict(k.properties)}
     return EngineFlags(
-        checkpoint=checkpoint,
-        layout=layout,
+        checkpoint=w.checkpoint,
+        layout=w.openvino[0],
+        other_layouts=w.openvino[1:],
         kv=k.form,
-        weight_types=types,
+        weight_types=w.types,
         activation_types=("int8",) if activation == "int8" else ("f16", "bf16", "f32"),
         kv_types=("f16", "bf16", "f32") if kv == "f16" else k.types,
         properties=properties,
@@ -193,13 +205,13 @@ def openvino(weights: str, activation: str = "f16", kv: str = "f16") -> EngineFl
 
 def llamacpp(weights: str, kv: str = "f16") -> EngineFlags:
     """Flags for llama.cpp: a GGUF of the weights' type and the KV cache types."""
-    checkpoint, layout, types = _GGUF[weights]
-    k = LLAMACPP_KV[kv]
+    w, k = GGUF[weights], LLAMACPP_KV[kv]
     return EngineFlags(
-        checkpoint=checkpoint,
-        layout=layout,
+        checkpoint=w.checkpoint,
+        layout=w.file[0],
+        other_layouts=w.file[1:],
         kv=k.form,
-        weight_types=types,
+        weight_types=w.types,
         activation_types=("int8", "f16", "bf16", "f32"),
         kv_types=k.types,
         args=k.args,

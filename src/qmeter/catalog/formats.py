@@ -5,8 +5,6 @@ from __future__ import annotations
 from qmeter.catalog.layout import (
     BITS16,
     BITS32,
-    KV_BF16,
-    KV_F16,
     PER_CHANNEL,
     PER_TENSOR,
     KVFormat,
@@ -63,43 +61,30 @@ Q6_K = Packing(6.5625, cols_multiple=256, fallback=Q8_0)
 GGUF_F16 = WeightLayout(linear=BITS16, vector=BITS32)
 GGUF_Q8_0 = WeightLayout(linear=Q8_0, embedding=Q8_0, head=Q8_0, vector=BITS32)
 GGUF_Q4_0 = WeightLayout(linear=Q4_0, embedding=Q4_0, head=Q6_K, tied_embedding=Q6_K, vector=BITS32)
+# What qMeter writes, and llama-quantize --pure: every matrix in the file's type.
+GGUF_Q4_0_PURE = WeightLayout(linear=Q4_0, embedding=Q4_0, head=Q4_0, vector=BITS32)
 
+# OpenVINO GenAI's GGUF reader turns each block into unsigned weights, an F16 scale and a zero point of the weights'
+# type (seen in the saved model: u8 or u4 constants of [rows, groups, 32] and [rows, groups, 1]).
+OV_Q8_0 = Packing(8, group=32, scale_bits=16, zero_bits=8)
+OV_Q4_0 = Packing(4, group=32, scale_bits=16, zero_bits=4)
+OPENVINO_Q8_0 = WeightLayout(linear=OV_Q8_0, embedding=OV_Q8_0, head=OV_Q8_0, vector=BITS32)
+OPENVINO_Q4_0 = WeightLayout(linear=OV_Q4_0, embedding=OV_Q4_0, head=OV_Q4_0, vector=BITS32)
+OPENVINO_Q4_0_HEAD_Q8_0 = WeightLayout(
+    linear=OV_Q4_0, embedding=OV_Q4_0, head=OV_Q8_0, tied_embedding=OV_Q8_0, vector=BITS32
+)
+
+KV_BF16 = KVFormat("bf16", 16)
+KV_F16 = KVFormat("f16", 16)
 KV_FP8 = KVFormat("fp8", 8)
 # vLLM's *_per_token_head caches keep one FP32 scale beside each (token, head) vector.
 KV_INT8_TOKEN_HEAD = KVFormat("int8", 8, overhead_bytes=4)
 KV_INT4_TOKEN_HEAD = KVFormat("int4", 4, overhead_bytes=4)
-# OpenVINO keeps an FP32 scale and zero point beside each (token, head) vector.
-KV_U8_OPENVINO = KVFormat("int8", 8, overhead_bytes=8)
-KV_U4_OPENVINO = KVFormat("int4", 4, overhead_bytes=8)
+# OpenVINO (CPU) keeps an FP32 scale and zero point for each value vector, and for each key channel of a block of 32
+# tokens: 8 bytes a value vector, head_dim / 4 a key vector; by halves: 4 bytes and 1 bit an element. Measured with
+# SmolLM2-135M: 76 bytes a vector for u8.
+KV_U8_OPENVINO = KVFormat("int8", 8, overhead_bytes=4, overhead_bits=1)
+KV_U4_OPENVINO = KVFormat("int4", 4, overhead_bytes=4, overhead_bits=1)
 # llama.cpp stores the cache in its block formats: an F16 scale for each 32 elements.
-KV_Q8_0 = KVFormat("int8", 8.5)
-KV_Q4_0 = KVFormat("int4", 4.5)
-
-__all__ = [
-    "AWQ_INT4",
-    "BNB_INT8",
-    "CHECKPOINTS",
-    "FP8_BLOCK",
-    "FP8_CHANNEL",
-    "FP8_TENSOR",
-    "GGUF_F16",
-    "GGUF_Q4_0",
-    "GGUF_Q8_0",
-    "GPTQ_INT4_FILE",
-    "GPTQ_INT8_FILE",
-    "INT4_G128",
-    "INT8_CHANNEL",
-    "INT8_G128",
-    "KV_BF16",
-    "KV_F16",
-    "KV_FP8",
-    "KV_INT4_TOKEN_HEAD",
-    "KV_INT8_TOKEN_HEAD",
-    "KV_Q4_0",
-    "KV_Q8_0",
-    "KV_U4_OPENVINO",
-    "KV_U8_OPENVINO",
-    "NF4",
-    "PLAIN",
-    "W4A8_FP8_CUTLASS",
-]
+KV_Q8_0 = KVFormat("int8", 8, overhead_bits=0.5)
+KV_Q4_0 = KVFormat("int4", 4, overhead_bits=0.5)

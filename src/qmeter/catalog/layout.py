@@ -80,17 +80,15 @@ class KVFormat:
     Attributes:
         type: number type in the catalog's words ("bf16", "fp8", "int8", "int4").
         bits: of one element.
-        overhead_bytes: scale and zero point stored with each (token, head) vector.
+        overhead_bytes: scale and zero point stored with each (token, head) vector, the mean of key and value.
+        overhead_bits: scales and zero points shared along channels or blocks, spread over the elements.
     """
 
     type: str
     bits: float
     overhead_bytes: float = 0.0
+    overhead_bits: float = 0.0
 
     def vector_bytes(self, head_dim: int) -> float:
         """Bytes of one key or value vector of one head."""
-        return head_dim * self.bits / 8 + self.overhead_bytes
-
-
-KV_BF16 = KVFormat("bf16", 16)
-KV_F16 = KVFormat("f16", 16)
+        return head_dim * (self.bits + self.overhead_bits) / 8 + self.overhead_bytes

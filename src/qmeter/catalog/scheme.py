@@ -46,6 +46,7 @@ class EngineFlags:
         env: environment variables to set.
         properties: engine properties to set (OpenVINO).
         layout: how the weights lie in the engine's memory; gives the expected weight bytes.
+        other_layouts: layouts that files of this kind may also have; as right as the first.
         kv: how the KV cache is stored.
         weight_types, activation_types, kv_types: words that the engine may report for each and be right.
         kernels: kernel families that are this method, matched case-insensitively as parts of the reported kernel's
@@ -67,6 +68,7 @@ class EngineFlags:
     load_args: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     properties: Mapping[str, str] = field(default_factory=dict)
+    other_layouts: tuple[WeightLayout, ...] = ()
     kernels: tuple[str, ...] = ()
     kernel_shows: tuple[str, ...] = ("weights",)
     wrong_kernels: tuple[str, ...] = ()
