@@ -32,7 +32,8 @@ from qmeter.study.events import Listener, StageStarted
 class DeploymentContext:
     """One deployment on its way through the stages; each stage adds what it learns.
 
-    ``timings`` holds seconds of wall time by stage, on the monotonic clock.
+    ``timings`` holds seconds of wall time by stage, on the monotonic clock: those of the deployment and of the present
+    cell, as they go into its record. ``totals`` sums every stage over all cells.
     """
 
     store: StudyStore
@@ -49,6 +50,7 @@ class DeploymentContext:
     quality: dict[str, Quantity] = field(default_factory=dict)
     warnings: list[Reason] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
+    totals: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str, label: str | None = None, expected_s: float | None = None) -> Iterator[None]:
@@ -61,7 +63,9 @@ class DeploymentContext:
             error.stage = error.stage or name
             raise
         finally:
-            self.timings[name] = self.timings.get(name, 0.0) + time.monotonic() - started
+            took_s = time.monotonic() - started
+            for book in (self.timings, self.totals):
+                book[name] = book.get(name, 0.0) + took_s
 
     def record(self, cell: Cell, kind: RecordKind, status: CellStatus, **parts: Any) -> Record:
         """A record of ``cell`` with everything this context knows; ``parts`` are further fields."""

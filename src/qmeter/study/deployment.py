@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from qmeter.engines.verify import verify
 from qmeter.errors import EngineCrashed, MethodNotApplied, QMeterError
 from qmeter.record import Quantity, Reason, Record
 from qmeter.spec.study import Cell, Study
-from qmeter.store import StudyStore
+from qmeter.store import StudyStore, write_atomic
 from qmeter.study.cell import Bench, measure_cell, prompt_vocabulary, warm_up
 from qmeter.study.context import DeploymentContext
 from qmeter.study.events import CellEnded, Listener
@@ -30,6 +31,8 @@ from qmeter.telemetry.recorder import Recorder
 
 IDLE_S = 3.0
 """Length of the idle-power baseline before each deployment, where the host has a power counter. Units: s."""
+WORK = ("source", "idle", "launch", "warmup", "quality", "load")
+"""Stages that are the deployment's own work; the rest is the harness's overhead."""
 MOST_STARTS = 2
 """How often a deployment is started again after its engine crashed under load, first start included."""
 
@@ -80,7 +83,7 @@ class DeploymentRun:
             self._log(error)
             for cell in list(self._pending):
                 self._end(cell, self._context.failure(cell, error))
-        self._context.timings["deployment"] = time.monotonic() - started_s
+        self._write_timings(time.monotonic() - started_s)
 
     def _serve_and_measure(self, engine: Engine, *, last: bool) -> None:
         context, folder = self._context, self._store.deployment_folder(self._context.deployment.id)
@@ -181,6 +184,13 @@ class DeploymentRun:
             if i.name.endswith(".power_w") and len(telemetry.of(i.name)[1])
         ]
         return Quantity.of(sum(means), "W", n=len(telemetry)) if means else Quantity.unknown("W", "no power reading")
+
+    def _write_timings(self, wall_s: float) -> None:
+        """Keep where this deployment's time went; ``overhead`` is what no stage of :data:`WORK` accounts for."""
+        totals = self._context.totals
+        overhead_s = wall_s - sum(totals.get(stage, 0.0) for stage in WORK)
+        folder = self._store.deployment_folder(self._context.deployment.id)
+        write_atomic(folder / "timings.json", json.dumps({**totals, "wall": wall_s, "overhead": overhead_s}, indent=1))
 
     def _log(self, error: BaseException) -> None:
         folder = self._store.deployment_folder(self._context.deployment.id)
