@@ -178,7 +178,10 @@ GGUF = {
     "f16": GgufWeights("gguf-f16", (f.GGUF_F16,), (f.GGUF_F16,), ("f16", "bf16", "f32")),
     "int8": GgufWeights("gguf-q8_0", (f.GGUF_Q8_0,), (f.OPENVINO_Q8_0,), ("int8",)),
     "int4": GgufWeights(
-        "gguf-q4_0", (f.GGUF_Q4_0, f.GGUF_Q4_0_PURE), (f.OPENVINO_Q4_0, f.OPENVINO_Q4_0_HEAD_Q8_0), ("int4",)
+        "gguf-q4_0",
+        (f.GGUF_Q4_0_HEAD_Q8_0, f.GGUF_Q4_0, f.GGUF_Q4_0_PURE),
+        (f.OPENVINO_Q4_0_HEAD_Q8_0, f.OPENVINO_Q4_0),
+        ("int4",),
     ),
 }
 

@@ -61,7 +61,9 @@ Q6_K = Packing(6.5625, cols_multiple=256, fallback=Q8_0)
 GGUF_F16 = WeightLayout(linear=BITS16, vector=BITS32)
 GGUF_Q8_0 = WeightLayout(linear=Q8_0, embedding=Q8_0, head=Q8_0, vector=BITS32)
 GGUF_Q4_0 = WeightLayout(linear=Q4_0, embedding=Q4_0, head=Q6_K, tied_embedding=Q6_K, vector=BITS32)
-# What qMeter writes, and llama-quantize --pure: every matrix in the file's type.
+# What qMeter writes: Q8_0 for the output projection or tied embedding of every size; OpenVINO reads no K-quants.
+GGUF_Q4_0_HEAD_Q8_0 = WeightLayout(linear=Q4_0, embedding=Q4_0, head=Q8_0, tied_embedding=Q8_0, vector=BITS32)
+# llama-quantize --pure: every matrix in the file's type.
 GGUF_Q4_0_PURE = WeightLayout(linear=Q4_0, embedding=Q4_0, head=Q4_0, vector=BITS32)
 
 # OpenVINO GenAI's GGUF reader turns each block into unsigned weights, an F16 scale and a zero point of the weights'
