@@ -1,0 +1,246 @@
+"""The step-by-step mode: one scheduler iteration at a time, in the plainest Python. Slow; the fast mode must equal it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from qmeter.errors import AnalysisError
+from qmeter.simulate import rules as r
+from qmeter.simulate.blocks import BlockPool
+from qmeter.simulate.load import Detail, SimLoad, SimResult
+from qmeter.simulate.steptime import StepModel
+
+
+@dataclass
+class _Sequence:
+    """One request as the scheduler sees it."""
+
+    index: int
+    prompt: int
+    output: int
+    hashes: list[Hashable]
+    generated: int = 0
+    computed: int = 0
+    blocks: list[int] = field(default_factory=list)
+    decoding: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """All tokens that it has by now."""
+        return self.prompt + self.generated
+
+
+def simulate_steps(load: SimLoad, rules: r.Rules, model: StepModel) -> SimResult:
+    """Run one replica step by step until all requests ended.
+
+    Raises:
+        AnalysisError: the load cannot be served by these rules.
+    """
+    load.check(rules)
+    return _Replica(load, rules, model).run()
+
+
+class _Replica:
+    def __init__(self, load: SimLoad, rules: r.Rules, model: StepModel):
+        self.load, self.rules, self.model = load, rules, model
+        self.pool = BlockPool(rules.usable_blocks, rules.prefix_cache)
+        self.waiting: deque[_Sequence] = deque()
+        self.running: list[_Sequence] = []
+        self.ended: list[_Sequence] = []
+        self.now = 0.0
+        n = len(load)
+        self.arrival = np.array(load.arrival_s, dtype=np.float64)
+        self.sent = n if load.concurrency is None else min(n, load.concurrency)
+        if load.concurrency is not None:
+            self.arrival[:] = np.nan
+            self.arrival[: self.sent] = 0.0
+        self.seen = 0
+        self.tokens: list[list[float]] = [[] for _ in range(n)]
+        self.preemptions, self.hits = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
+        self.busy, self.energy = 0.0, 0.0
+        self.log: list[tuple[float, float, int, int, float, float, int, int, int]] = []
+
+    def run(self) -> SimResult:
+        decide, in_flight = 0.0, False
+        while True:
+            self._see_arrivals(decide)
+            old = self.ended if not in_flight else [s for s in self.ended if s.index not in self.fresh]
+            for sequence in old:
+                self.pool.release(sequence.blocks)
+            self.ended = [s for s in self.ended if s not in old]
+            batch, preempted = self._schedule()
+            if batch:
+                start = max(self.now, decide)
+                self._execute(batch, start)
+                decide, in_flight = (start, True) if self.rules.async_scheduling else (self.now, False)
+            elif in_flight:
+                decide, in_flight = self.now, False
+            elif not (self.waiting or self.running or preempted):
+                if self.seen >= self.sent:
+                    return self._result()
+                decide = max(self.now, float(self.arrival[self.seen]))
+            elif not preempted:
+                raise AnalysisError("the queue's head can never start", hint="report this as a fault")
+
+    fresh: frozenset[int] = frozenset()
+    """Requests that ended in the newest step."""
+
+    def _see_arrivals(self, until: float) -> None:
+        while self.seen < self.sent and self.arrival[self.seen] <= until:
+            i = self.seen
+            sequence = _Sequence(i, int(self.load.prompt[i]), int(self.load.output[i]), self._hashes(i))
+            self.waiting.append(sequence)
+            self.seen += 1
+
+    def _hashes(self, i: int) -> list[Hashable]:
+        blocks = r.blocks_for(int(self.load.prompt[i] + self.load.output[i]), self.rules.block_tokens)
+        shared: list[Hashable] = []
+        if self.load.unit_tokens and len(self.load.unit_start):
+            ids = self.load.units[self.load.unit_start[i] : self.load.unit_start[i + 1]]
+            whole = ids[: int(self.load.prompt[i]) // self.load.unit_tokens]
+            inside = self.load.unit_tokens // self.rules.block_tokens
+            shared = [(int(u), k) for u in whole for k in range(inside)]
+        return [*shared, *(("own", i, k) for k in range(len(shared), blocks))]
+
+    def _schedule(self) -> tuple[list[tuple[_Sequence, int]], bool]:
+        if not self.rules.mixed:
+            prompts = self._admit(self._running(only_prompts=True)[0], self.rules.token_budget)
+            if prompts:
+                return prompts, False
+        batch, preempted = self._running(only_prompts=False)
+        if not preempted and self.rules.mixed:
+            budget = self.rules.token_budget - sum(n for _, n in batch)
+            batch = self._admit(batch, budget)
+        return batch, preempted
+
+    def _running(self, only_prompts: bool) -> tuple[list[tuple[_Sequence, int]], bool]:
+        batch: list[tuple[_Sequence, int]] = []
+        budget, preempted, at = self.rules.token_budget, False, 0
+        while at < len(self.running) and budget > 0:
+            sequence = self.running[at]
+            at += 1
+            if only_prompts and sequence.decoding:
+                continue
+            tokens = min(sequence.tokens - sequence.computed, budget)
+            while not self._allocate(sequence, tokens):
+                preempted = True
+                victim = self.running.pop()
+                self._preempt(victim)
+                if victim is sequence:
+                    return batch, True
+            batch.append((sequence, tokens))
+            budget -= tokens
+        return batch, preempted
+
+    def _allocate(self, sequence: _Sequence, tokens: int) -> bool:
+        size = self.rules.block_tokens
+        need = r.blocks_for(sequence.computed + tokens, size) - len(sequence.blocks)
+        if need > self.pool.free:
+            return False
+        sequence.blocks += self.pool.take(need)
+        self._name(sequence, sequence.computed + tokens)
+        return True
+
+    def _name(self, sequence: _Sequence, computed: int) -> None:
+        for k in range(computed // self.rules.block_tokens):
+            self.pool.name(sequence.blocks[k], sequence.hashes[k])
+
+    def _preempt(self, victim: _Sequence) -> None:
+        self.pool.release(victim.blocks)
+        victim.blocks, victim.computed, victim.decoding = [], 0, False
+        self.preemptions[victim.index] += 1
+        self.waiting.appendleft(victim)
+
+    def _admit(self, batch: list[tuple[_Sequence, int]], budget: int) -> list[tuple[_Sequence, int]]:
+        budget -= 0 if self.rules.mixed else sum(n for _, n in batch)
+        while self.waiting and budget > 0 and len(self.running) + len(self.ended) < self.rules.max_sequences:
+            head = self.waiting[0]
+            found = self.pool.hits(head.hashes, r.hit_limit(head.tokens, self.rules.block_tokens))
+            computed = len(found) * self.rules.block_tokens
+            tokens = r.chunk(head.tokens - computed, budget, self.rules.chunked_prefill)
+            idle = self.pool.idle(found)
+            if not tokens or not r.admissible(self.rules, head.tokens, len(found), idle, tokens, self.pool.free):
+                break
+            self.waiting.popleft()
+            self.pool.take_found(found)
+            head.blocks, head.computed = list(found), computed
+            self.hits[head.index] = computed if not self.tokens[head.index] else self.hits[head.index]
+            if not self._allocate(head, tokens):
+                raise AnalysisError("an admitted request has no blocks", hint="report this as a fault")
+            self.running.append(head)
+            batch.append((head, tokens))
+            budget -= tokens
+        return batch
+
+    def _execute(self, batch: list[tuple[_Sequence, int]], start: float) -> None:
+        decodes = [s for s, _ in batch if s.decoding]
+        chunks = [(s, n) for s, n in batch if not s.decoding]
+        kv = float(sum(s.computed + 1 for s in decodes))
+        prefill = sum(n for _, n in chunks)
+        pairs = float(sum(r.chunk_pairs(n, s.computed) for s, n in chunks))
+        step = len(self.log)
+        if chunks:
+            seconds = self.model.mixed(len(decodes), kv, prefill, pairs, len(chunks))
+            seconds *= self.model.noise_mixed[step % len(self.model.noise_mixed)]
+            self.energy += self.model.mixed_energy(len(decodes), kv, prefill, pairs, seconds)
+        else:
+            seconds = self.model.decode(len(decodes), kv)
+            seconds *= self.model.noise_decode[step % len(self.model.noise_decode)]
+            self.energy += self.model.decode_energy(len(decodes), kv, seconds)
+        self.busy += seconds
+        self.now = start + seconds
+        used = self.pool.blocks - self.pool.free
+        self.log.append((start, seconds, len(decodes), prefill, kv, pairs, len(self.running), len(self.waiting), used))
+        self._finish(batch)
+
+    def _finish(self, batch: list[tuple[_Sequence, int]]) -> None:
+        ended = []
+        for sequence, tokens in batch:
+            sequence.computed += tokens
+            if sequence.computed < sequence.tokens:
+                continue
+            sequence.generated += 1
+            sequence.decoding = True
+            self.tokens[sequence.index].append(self.now)
+            if sequence.generated == sequence.output:
+                ended.append(sequence)
+        for sequence in ended:
+            self.running.remove(sequence)
+            self._send_next()
+        self.ended += ended
+        self.fresh = frozenset(s.index for s in ended)
+
+    def _send_next(self) -> None:
+        at = self.now + self.load.think_s
+        if self.load.concurrency is not None and self.sent < len(self.load) and at < self.load.stop_s:
+            self.arrival[self.sent] = at
+            self.sent += 1
+
+    def _result(self) -> SimResult:
+        counts = [len(t) for t in self.tokens]
+        start = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
+        flat = np.array([t for own in self.tokens for t in own], dtype=np.float64)
+        nan = float("nan")
+        columns = list(zip(*self.log, strict=True)) or [()] * 9
+        floats = {k: np.array(columns[c], dtype=np.float64)
+                  for k, c in (("step_start_s", 0), ("step_s", 1), ("step_kv", 4), ("step_pairs", 5))}  # fmt: skip
+        ints = {k: np.array(columns[c], dtype=np.int64)
+                for k, c in (("step_decodes", 2), ("step_prefill", 3), ("step_running", 6), ("step_waiting", 7),
+                             ("step_used", 8))}  # fmt: skip
+        return SimResult(
+            arrival_s=self.arrival,
+            first_s=np.array([t[0] if t else nan for t in self.tokens], dtype=np.float64),
+            end_s=np.array([t[-1] if t else nan for t in self.tokens], dtype=np.float64),
+            preemptions=self.preemptions,
+            hit_tokens=self.hits,
+            steps=len(self.log),
+            decode_runs=0,
+            busy_s=self.busy,
+            energy_j=self.energy,
+            end_of_work_s=self.now,
+            detail=Detail(start, flat, **floats, **ints),
+        )
