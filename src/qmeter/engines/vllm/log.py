@@ -60,11 +60,13 @@ TYPES_BY_SCHEME: dict[str, tuple[str, str]] = {
     "AutoAWQMarlinLinearMethod": ("int4", "bf16"),
 }
 """vLLM's linear method or scheme → weight and activation type, where its name alone decides."""
+SILENT_SCHEMES = ("bitsandbytes",)
+"""Values of ``quantization`` whose kernels vLLM never names: only the weight bytes tell whether they are in effect."""
 
 
 @dataclass(frozen=True)
 class LogFacts:
-    """What was found in a log: ``values`` by name, ``kernels`` as (kernel, scheme), ``worker_gib`` of weights a worker."""
+    """What a log says: ``values`` by name, ``kernels`` as (kernel, scheme), ``worker_gib`` of weights a worker."""
 
     values: dict[str, str] = field(default_factory=dict)
     kernels: tuple[tuple[str, str], ...] = ()
@@ -91,7 +93,8 @@ class LogFacts:
         """Weight and activation type as the chosen schemes say; 16-bit where no quantized kernel was chosen."""
         dtype = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}.get(self.values.get("dtype", ""))
         if not self.kernels:
-            return dtype, dtype
+            silent = self.values.get("quantization") in SILENT_SCHEMES
+            return (None, None) if silent else (dtype, dtype)
         kernel, scheme = self.kernels[0]
         weight, activation = TYPES_BY_SCHEME.get(scheme, (None, None))
         if "Marlin" in kernel and activation == "fp8" and weight == "fp8":
