@@ -87,7 +87,8 @@ def _never_backwards(request: I64, t_s: F64) -> F64:
 
 
 def _seconds(at_ns: I64, origin_ns: int) -> F64:
-    seconds: F64 = np.where(at_ns < 0, np.nan, (at_ns - origin_ns) / 1e9)
+    seconds: F64 = (at_ns - origin_ns).astype(np.float64) / 1e9
+    seconds[at_ns < 0] = np.nan
     return seconds
 
 

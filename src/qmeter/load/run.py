@@ -26,13 +26,15 @@ import numpy as np
 from qmeter.errors import LoadError
 from qmeter.load import wire
 from qmeter.load.http import Origin, RequestEncoder, origin_of, proxy_authorization
-from qmeter.load.limits import processes_for
+from qmeter.load.limits import demand, processes_for
 from qmeter.load.merge import merge
 from qmeter.load.target import LoadResult, Target
 from qmeter.spec.study import ClientSpec
 from qmeter.workload.schedule import Schedule
 
 READY_TIMEOUT_S = 60.0
+REAL_TIME_MOST_HZ = 500.0
+"""Up to this rate the client asks for real-time priority; beyond it, it spins too much of the time to be let ahead."""
 START_AFTER_S = 0.02
 """The common start lies this long after the last process said that it is ready."""
 
@@ -117,6 +119,7 @@ def _task(schedule: Schedule, target: Target, origin: Origin, addresses: list[tu
         "think_ns": round(schedule.think_s * 1e9),
         "send_until_ns": round(load_s * 1e9),
         "give_up_ns": round((max(last_s, load_s) + schedule.drain_s) * 1e9),
+        "real_time": demand(schedule)[0] <= REAL_TIME_MOST_HZ,
         "stall_ns": round(target.stall_s * 1e9),
         "timeout_ns": round(target.timeout_s * 1e9),
         "keep_alive": target.keep_alive,

@@ -1,8 +1,8 @@
 """Receive stamps: the kernel's software stamp of each read, brought from the wall clock to CLOCK_MONOTONIC.
 
 ``SO_TIMESTAMPING`` with software receive stamps names the moment the *last* segment of a read entered the host's
-network stack, on CLOCK_REALTIME, however late the process came to read it. The two clocks tick alike (NTP slews
-both); only their offset can step, so :class:`ClockAnchors` notes the offset through the run and converts by the anchors either
+network stack, on CLOCK_REALTIME, however late the process came to read it. The two clocks tick alike (NTP slews both);
+only their offset can step, so :class:`ClockAnchors` notes the offset through the run and converts by the anchors either
 side of each read. Where the socket gives no stamp the user-space stamp, taken right after the read, stands in.
 """
 
