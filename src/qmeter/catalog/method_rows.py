@@ -18,7 +18,9 @@ SMOOTHQUANT = Paper("SmoothQuant: Accurate and Efficient Post-Training Quantizat
 FP8 = Paper("FP8 Formats for Deep Learning", "2209.05433")
 FP8_BLOCK = Paper("DeepSeek-V3 Technical Report", "2412.19437")
 QOQ = Paper("QServe: W4A8KV4 Quantization and System Co-design for Efficient LLM Serving", "2405.04532")
-LIQUID = Paper("LiquidGEMM: Hardware-Efficient W4A8 GEMM Kernel for High-Performance LLM Serving", "2509.01229")
+ZEROQUANT_FP = Paper(
+    "ZeroQuant-FP: A Leap Forward in LLMs Post-Training W4A8 Quantization Using Floating-Point Formats", "2307.09782"
+)
 KIVI = Paper("KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache", "2402.02750")
 ROTATION = Paper("QuaRot: Outlier-Free 4-Bit Inference in Rotated LLMs", "2404.00456")
 ZEROQUANT = Paper("ZeroQuant: Efficient and Affordable Post-Training Quantization for Large-Scale Transformers",
@@ -113,7 +115,7 @@ _WEIGHT_ACTIVATION = (
             form="safetensors", paper=FP8_BLOCK, engines={"vllm": vllm("fp8-block")}),
     _method("w4a8-fp8", "INT4 weights, FP8 activations", MethodClass.WEIGHT_ACTIVATION, ("int4", "fp8", "bf16"),
             layout=f.INT4_G128, group=128, symmetric=True, calibration=True, form="compressed-tensors",
-            paper=LIQUID, engines={"vllm": vllm("w4a8-fp8")}),
+            paper=ZEROQUANT_FP, engines={"vllm": vllm("w4a8-fp8")}),
     _method("w4a8-int8", "INT4 weights, INT8 activations", MethodClass.WEIGHT_ACTIVATION, ("int4", "int8", "bf16"),
             layout=f.GPTQ_INT4_FILE, group=128, symmetric=True, calibration=True, form="gptq", paper=QOQ,
             engines={"vllm": vllm("w4a8-int8")}),
@@ -152,7 +154,7 @@ _COMBINED = (
             engines={"vllm": vllm("awq-int4", "fp8")}),
     _method("w4a8-fp8-kv8", "INT4 weights, FP8 activations, FP8 KV cache", MethodClass.COMBINED,
             ("int4", "fp8", "fp8"), layout=f.INT4_G128, kv=f.KV_FP8, group=128, symmetric=True, calibration=True,
-            form="compressed-tensors", paper=LIQUID, engines={"vllm": vllm("w4a8-fp8", "fp8")}),
+            form="compressed-tensors", paper=ZEROQUANT_FP, engines={"vllm": vllm("w4a8-fp8", "fp8")}),
     _method("w4a8kv4", "W4A8KV4, as in QoQ", MethodClass.COMBINED, ("int4", "int8", "int4"), layout=f.INT4_G128,
             kv=f.KV_INT4_TOKEN_HEAD, group=128, symmetric=True, calibration=True, form="gptq", paper=QOQ,
             engines={"vllm": vllm("w4a8-int8", "int4"), "openvino": openvino("int4", "int8", "int4")},

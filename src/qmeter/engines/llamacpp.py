@@ -25,6 +25,8 @@ PROGRAM = "llama-server"
 SEQUENCES, SEQUENCE_TOKENS = 8, 2048
 """Slots, and the longest sequence of each, where the study does not say."""
 ALL_LAYERS = "999"
+NOT_GGUF = ("safetensors", "synth", "remote")
+"""Artifact formats that it cannot read."""
 
 KNOBS: dict[str, tuple[str, ...]] = {
     "token_budget": ("--batch-size",),
@@ -77,7 +79,7 @@ class LlamaCppEngine:
             MethodUnsupported: the catalog has no flags for the method, the artifact is no GGUF, or ``dp`` is over 1.
         """
         flags = catalog.method(deployment.method).flags(NAME)
-        if artifact.format != "gguf":
+        if artifact.format in NOT_GGUF:
             raise MethodUnsupported(
                 f"llama.cpp reads GGUF files, not {artifact.format}",
                 stage="launch",
