@@ -57,7 +57,12 @@ def test_the_command_line_refuses_it_with_exit_code_2(
 
 
 def test_a_secret_in_a_url_or_key_field_is_not_repeated() -> None:
-    for stem, secret in (("url_with_password", "secret"), ("key_instead_of_variable", "sk-abc-123")):
+    for stem, secret in (
+        ("url_with_password", "secret@"),
+        ("key_instead_of_variable", "sk-abc-123"),
+        ("key_in_arguments", "sk-abc-123"),
+        ("key_as_unknown_key", "sk-abc-123"),
+    ):
         with pytest.raises(SpecError) as caught:
             open_study(Path(__file__).parent / "faults" / f"{stem}.yaml", HOST)
         assert secret not in str(caught.value)

@@ -139,5 +139,5 @@ def test_replay_is_scaled_shifted_and_carries_the_rows_lengths(tmp_path: Path) -
 
 def test_a_trace_that_ends_inside_the_window_is_refused_rather_than_leaving_it_without_load(tmp_path: Path) -> None:
     path = _azure(tmp_path, "2023-11-16 18:00:00.0,1,1", "2023-11-16 18:00:11.0,1,1")
-    with pytest.raises(SpecError, match="ends 11 s after the offset"):
+    with pytest.raises(SpecError, match="ends at 11 s; offset, warm-up and window at time_scale 1 need it up to 12 s"):
         build(workload({"kind": "trace", "path": str(path), "format": "azure"}), 1, VOCABULARY)

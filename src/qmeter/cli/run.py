@@ -13,10 +13,9 @@ import typer
 from qmeter.cli.display import show_events
 from qmeter.cli.plan_view import print_plan
 from qmeter.record import Reason
-from qmeter.spec import load_study, load_study_text
 from qmeter.spec.study import Study
 from qmeter.store import StudyStore
-from qmeter.study.check import check_study
+from qmeter.study.check import check_study, open_study, open_study_text
 from qmeter.study.events import StudyEnded
 from qmeter.study.runner import run_study
 
@@ -40,8 +39,8 @@ def run(
     Exit codes: 0 every cell is measured and valid; 1 some are failed or invalid (their records say why);
     2 the study is wrong, nothing was started; 3 another error; 130 interrupted (go on with resume).
     """
-    study = load_study(study_file)
-    _warn(check_study(study), as_json)
+    study, warnings = open_study(study_file)
+    _warn(warnings, as_json)
     if dry_run:
         print_plan(study, as_json=as_json)
         return
@@ -71,8 +70,7 @@ def quickstart(
     Needs no GPU; takes a few minutes. Exit codes as for run.
     """
     text = (files("qmeter.study") / "quickstart.yaml").read_text(encoding="utf-8")
-    study = load_study_text(text, "quickstart.yaml")
-    check_study(study)
+    study, _ = open_study_text(text, "quickstart.yaml")
     _measure(study, StudyStore.create(out, study, text), retry_failed=False, as_json=as_json, report=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from qmeter.spec.points import Points
 from qmeter.spec.rules import broken_rules
 from qmeter.spec.study import Study
 from qmeter.spec.workload import TraceArrivals
+
+_SCHEME = re.compile(r"^[a-z][a-z0-9+-]*:(?!//)")
 
 
 @dataclass
@@ -63,7 +66,8 @@ class Draft:
 def load_study(path: Path) -> Study:
     """Read and validate a study file; lists under ``arrivals`` become workload points.
 
-    Relative trace paths count from the study file's folder, and each trace's sha256 is filled in.
+    Relative paths (models, traces) count from the study file's folder, then from the working directory; each trace's
+    sha256 is filled in.
 
     Raises:
         SpecError: with every fault of the file: its YAML path, the value found, what is valid, the line.
@@ -72,7 +76,7 @@ def load_study(path: Path) -> Study:
 
 
 def load_study_text(text: str, name: str = "study") -> Study:
-    """As :func:`load_study`, from text; relative trace paths count from the working directory."""
+    """As :func:`load_study`, from text; relative paths count from the working directory."""
     return draft_text(text, name, Path()).valid()
 
 
@@ -94,7 +98,7 @@ def draft_study(path: Path) -> Draft:
 
 
 def draft_text(text: str, name: str, folder: Path) -> Draft:
-    """As :func:`draft_study`, from text; relative trace paths count from ``folder``."""
+    """As :func:`draft_study`, from text; relative paths count from ``folder``."""
     document = read_document(text, name)
     points = Points(document.data)
     draft = Draft(document, points, None, list(document.faults))
@@ -109,7 +113,7 @@ def draft_text(text: str, name: str, folder: Path) -> Draft:
     draft.study = study
     for fault in broken_rules(study):
         draft.add(fault.path, fault.message)
-    draft.study = _with_traces(draft, study, folder)
+    draft.study = _with_traces(draft, _with_paths(study, folder), folder)
     return draft
 
 
@@ -124,13 +128,42 @@ def _validated(data: object) -> tuple[Study | None, list[Fault]]:
     return study, [*found, *(fault for fault in stray_booleans(Study, data) if fault.path not in known)]
 
 
+def _with_paths(study: Study, folder: Path) -> Study:
+    """The study with the paths of files that exist made absolute; what has a scheme (``hf:``, …) is no path."""
+
+    def absolute(source: str | None) -> str | None:
+        if source is None or _SCHEME.match(source):
+            return source
+        path = _found(source, folder)
+        return str(path) if path.exists() else source
+
+    models = tuple(
+        model.model_copy(
+            update={
+                "source": absolute(model.source),
+                "tokenizer": absolute(model.tokenizer),
+                "checkpoints": {method: absolute(source) for method, source in model.checkpoints.items()},
+            }
+        )
+        for model in study.models
+    )
+    telemetry = study.telemetry.model_copy(update={"replay": absolute(study.telemetry.replay)})
+    return study.model_copy(update={"models": models, "telemetry": telemetry})
+
+
+def _found(written: str, folder: Path) -> Path:
+    """The absolute path of a file as a study names it: from its own folder, or else from the working directory."""
+    path = Path(written).expanduser()
+    return next((p.resolve() for p in (folder / path, path) if p.exists()), (folder / path).resolve())
+
+
 def _with_traces(draft: Draft, study: Study, folder: Path) -> Study:
     """The study with trace paths made absolute and their sha256 filled in; a trace that cannot be read is a fault."""
     workloads = []
     for i, workload in enumerate(study.workloads):
         law = workload.arrivals
         if isinstance(law, TraceArrivals):
-            path = (folder / law.path).resolve()
+            path = _found(law.path, folder)
             try:
                 with path.open("rb") as file:
                     found = hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,6 +6,7 @@ Points get stable names of the values as written: ``chat@2/s``, ``chat@c8`` (con
 from __future__ import annotations
 
 from itertools import product
+from math import prod
 from typing import Any
 
 from qmeter.spec.document import Fault, YamlPath
@@ -49,6 +50,9 @@ class Points:
             lists = {k: written[k] for k in _SWEPT if isinstance(written.get(k), list)}
             if any(self._bad_list(("workloads", i, "arrivals", k), values) for k, values in lists.items()):
                 lists = {k: values[:1] or [None] for k, values in lists.items()}
+            if prod(len(values) for values in lists.values()) > MAX_POINTS:
+                self.faults.append(Fault(("workloads", i, "arrivals"), f"its lists make more than {MAX_POINTS} points"))
+                lists = {k: values[:1] for k, values in lists.items()}
             for places in product(*(range(len(values)) for values in lists.values())):
                 chosen = dict(zip(lists, places, strict=True))
                 self._origin.append((i, chosen))
@@ -62,8 +66,6 @@ class Points:
             self.faults.append(Fault(path, "the list is empty: give one value, or several to make a point of each"))
         elif twice:
             self.faults.append(Fault(path, f"{', '.join(twice)} stands twice: each value makes a point of its own"))
-        elif len(values) > MAX_POINTS:
-            self.faults.append(Fault(path, f"{len(values)} values; at most {MAX_POINTS}"))
         else:
             return False
         return True

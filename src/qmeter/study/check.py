@@ -6,7 +6,7 @@ are returned. What needs no catalog is in :mod:`qmeter.spec`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +71,8 @@ def _finish(draft: Draft, host: HostFacts | None) -> tuple[Study, list[Reason]]:
 def _findings(study: Study | None, data: Any, host: HostFacts | None) -> Findings:
     findings = Findings()
     for path, what, name, known in _named(data):
-        if not _is_known(what, name, known):
-            findings.fault(path, unknown(what, name, known))
+        if name not in known:
+            findings.fault(path, _not_known(what, name, known))
     if study is not None:
         facts = host or HostFacts.of_this_host()
         check_deployments.check(study, facts, findings)
@@ -103,14 +103,18 @@ def _named(data: Any) -> Iterator[tuple[YamlPath, str, str, list[str]]]:
             yield ("telemetry", "samplers", i), "sampler", name, SAMPLERS.names()
 
 
-_LOOKUPS = {"method": catalog.method, "model": catalog.model, "device": catalog.device}
+_LOOKUPS: dict[str, Callable[[str], catalog.Method | catalog.ModelShape | catalog.Device]] = {
+    "method": catalog.method,
+    "model": catalog.model,
+    "device": catalog.device,
+}
 
 
-def _is_known(what: str, name: str, known: list[str]) -> bool:
-    """Whether the table has the name, or knows it as an alias."""
-    if name in known:
-        return True
+def _not_known(what: str, name: str, known: list[str]) -> str:
+    """An alias is refused too, with the right name: two names for one thing would make it two in a record."""
     try:
-        return what in _LOOKUPS and _LOOKUPS[what](name) is not None
+        if what in _LOOKUPS:
+            return f"write {_LOOKUPS[what](name).name!r}: {name!r} is another name of it"
     except UnknownName:
-        return False
+        pass
+    return unknown(what, name, known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from pathlib import Path
 from qmeter import catalog
 from qmeter.catalog import Device, Method
 from qmeter.registry import nearest
+from qmeter.sources.base import SOURCES
+from qmeter.sources.prepare import split_source
 from qmeter.spec.explain import brief, unknown
 from qmeter.spec.study import EngineRef, ModelRef, Study, expand
 from qmeter.study.findings import Findings, HostFacts, known
@@ -46,18 +49,26 @@ KNOBS: dict[str, tuple[str, Callable[[object], bool]]] = {
 SOURCE_FORMS = {
     "hf": (re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$"), "hf:org/name@revision"),
     "pypi": (re.compile(r"^[\w.-]+==[\w.!+-]+/.+$"), "pypi:package==version/file"),
-    "synth": (re.compile(r"^[\w.-]+(@(inplace|disk))?$"), "synth:<catalog model>, @inplace or @disk after it"),
+    "synth": (re.compile(r"^[\w.-]+$"), "synth:<catalog model>"),
 }
+SECRET_OPTION = re.compile(r"(api[_-]?key|secret|password|passwd|[_-]token)(=|$)", re.IGNORECASE)
+MAX_CELLS = 100_000
 
 
 def check(study: Study, host: HostFacts, findings: Findings) -> None:
     """Note everything that makes a deployment of ``study`` impossible or doubtful."""
+    lists = (study.models, study.engines, study.methods, study.parallelism, study.workloads)
+    cells = math.prod(len(axis) for axis in lists) * study.repeats
+    if cells > MAX_CELLS:
+        findings.fault(("repeats",), f"the study has {cells} cells with {study.repeats} repeats; at most {MAX_CELLS}")
+        return
     device = None if study.device == "auto" else known(catalog.device, study.device)
-    for i, model in enumerate(study.models):
+    for i, model in enumerate(study.models if not _all_attached(study) else ()):
         _source(i, model, findings)
     for i, engine in enumerate(study.engines):
         _engine(i, engine, host, findings)
         _knobs(i, engine, findings)
+        _secrets(i, engine, findings)
     _pairs(study, device, findings)
     _parallelism(study, host, findings)
     _memory(study, device, findings)
@@ -71,18 +82,16 @@ def _source(i: int, model: ModelRef, findings: Findings) -> None:
         (("models", i, "source"), model.source),
         *((("models", i, "checkpoints", method), source) for method, source in model.checkpoints.items()),
     ):
-        scheme, _, rest = source.partition(":")
-        if scheme in SOURCE_FORMS and rest:
-            pattern, form = SOURCE_FORMS[scheme]
-            if not pattern.match(rest):
-                findings.fault(path, f"expected {form}, found {source!r}")
-            elif scheme == "synth" and known(catalog.model, rest.partition("@")[0]) is None:
-                findings.fault(path, unknown("model", rest, [m.name for m in catalog.models()]))
-        elif re.match(r"^[a-z]{2,10}:", source):
-            text = unknown("source", scheme, list(SOURCE_FORMS))
-            findings.fault(path, f"{text} (or a path); found {source!r}")
-        elif not Path(source).expanduser().exists():
-            findings.fault(path, f"there is no file or folder {source!r} (other sources: hf:, pypi:, synth:)")
+        scheme, reference = split_source(source)
+        pattern, form = SOURCE_FORMS.get(scheme, (None, ""))
+        if scheme not in SOURCES.names():
+            findings.fault(path, f"{unknown('source', scheme, SOURCES.names())}; found {source!r}")
+        elif pattern and not pattern.match(reference):
+            findings.fault(path, f"expected {form}, found {source!r}")
+        elif scheme == "synth" and known(catalog.model, reference) is None:
+            findings.fault(path, unknown("model", reference, [m.name for m in catalog.models()]))
+        elif scheme == "path" and not Path(reference).expanduser().exists():
+            findings.fault(path, f"there is no file or folder {reference!r} (other sources: hf:, pypi:, synth:)")
 
 
 def _engine(i: int, engine: EngineRef, host: HostFacts, findings: Findings) -> None:
@@ -113,6 +122,17 @@ def _knobs(i: int, engine: EngineRef, findings: Findings) -> None:
                 "unusual_option", f"engines[{i}].options.{name} goes to {engine.name} as given",
                 f"if you meant {close[0]!r}, write that",
             )  # fmt: skip
+
+
+def _secrets(i: int, engine: EngineRef, findings: Findings) -> None:
+    """Options and arguments are recorded as they stand, so a key must not be among them (nor in this message)."""
+    text = "looks like a secret, and would be recorded: give it to the engine in an environment variable"
+    for name in engine.options:
+        if SECRET_OPTION.search(name):
+            findings.fault(("engines", i, "options", name), text)
+    for k, argument in enumerate(engine.args):
+        if argument.startswith("-") and SECRET_OPTION.search(argument):
+            findings.fault(("engines", i, "args", k), text)
 
 
 def _pairs(study: Study, device: Device | None, findings: Findings) -> None:

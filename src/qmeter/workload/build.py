@@ -120,8 +120,8 @@ def replayed(law: TraceArrivals, horizon_s: float) -> Trace:
     trace = read_trace(path, law.format, offset_s=law.offset, length_s=needed_s)
     if trace.covered_s < needed_s:
         raise SpecError(
-            f"the trace {path} ends {trace.covered_s:g} s after the offset; warm-up and window at time_scale "
-            f"{law.time_scale:g} need {needed_s:g} s of it",
+            f"the trace {path} ends at {law.offset + trace.covered_s:g} s; offset, warm-up and window at time_scale "
+            f"{law.time_scale:g} need it up to {law.offset + needed_s:g} s",
             hint="lower the offset, the time_scale or the window",
         )
     return trace
