@@ -43,6 +43,7 @@ class Launch:
         env: variables to set besides the parent's.
         headers: HTTP headers for every request (an API key lives only here: never logged or recorded).
         log_path: where stdout and stderr of the process go.
+        standby: a program that can be started ahead and become this launch (:mod:`qmeter.engines.standby`).
     """
 
     argv: tuple[str, ...] | None
@@ -51,6 +52,7 @@ class Launch:
     log_path: Path
     env: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    standby: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

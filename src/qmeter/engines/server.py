@@ -6,14 +6,13 @@ import contextlib
 import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from qmeter.engines import guard
+from qmeter.engines import guard, standby
 from qmeter.engines.base import Artifact, Engine, Launch
 from qmeter.errors import EngineCrashed, EngineNotReady, EngineUnavailable
 from qmeter.record import EffectiveConfig
@@ -80,7 +79,9 @@ def serve(
     started = time.monotonic()
     with _guarded(launch) as process:
         effective = _wait_ready(engine, launch, process, started + deployment.engine.ready_timeout)
-        yield RunningServer(launch, effective, process, time.monotonic() - started)
+        took_s = time.monotonic() - started
+        standby.start_ahead(launch, GRACE_S)
+        yield RunningServer(launch, effective, process, took_s)
 
 
 def free_port() -> int:
@@ -96,28 +97,15 @@ def _guarded(launch: Launch) -> Iterator[subprocess.Popen[bytes] | None]:
     if launch.argv is None:
         yield None
         return
-    read_end, write_end = os.pipe()
-    launch.log_path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with open(launch.log_path, "ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-I", guard.__file__, str(read_end), str(GRACE_S), "--", *launch.argv],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **launch.env},
-                pass_fds=(read_end,),
-                start_new_session=True,
-            )
+        taken = standby.take(launch) or standby.spawn(launch.argv, launch.log_path, launch.env, GRACE_S, fed=False)
     except OSError as error:
-        os.close(read_end)
-        os.close(write_end)
         raise EngineUnavailable(f"cannot start {launch.argv[0]}: {error}", stage="launch") from error
-    os.close(read_end)
+    process = taken.process
     try:
         yield process
     finally:
-        os.close(write_end)
+        os.close(taken.write_end)
         _wait_ended(process)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -46,7 +47,12 @@ def host() -> dict[str, Any]:
 
 @cache
 def git_commit() -> str | None:
-    """The commit of the qMeter that runs, with ``+`` where files differ from it; ``None`` outside a checkout."""
+    """The commit of the qMeter that runs, with ``+`` where files differ from it; ``None`` outside a checkout.
+
+    ``QMETER_COMMIT`` names it where qMeter was copied without its repository.
+    """
+    if named := os.environ.get("QMETER_COMMIT"):
+        return named
     folder = Path(qmeter.__file__).parent
     try:
         commit = _git(folder, "rev-parse", "--short=12", "HEAD")

@@ -7,6 +7,7 @@ import time
 from itertools import groupby
 from pathlib import Path
 
+from qmeter.engines import standby
 from qmeter.record import CellStatus, Record
 from qmeter.spec.study import Cell, Study, expand
 from qmeter.store import StudyStore
@@ -45,6 +46,7 @@ def run_study(
                 DeploymentRun(store, study, members, samplers, cache or default_cache(), listener, remaining).run()
                 remaining -= len(members)
         finally:
+            standby.discard_all()
             for sampler in samplers:
                 sampler.close()
         ended = _outcome(store, {cell.id for cell in cells}, time.monotonic() - started_s)

@@ -92,6 +92,7 @@ class VllmEngine:
             served_model=deployment.model.name,
             log_path=workdir / "server.log",
             env=env,
+            standby=(sys.executable, "-m", "qmeter.engines.vllm.standby") if own else None,
         )
 
     def effective(self, launch: Launch) -> EffectiveConfig | None:
