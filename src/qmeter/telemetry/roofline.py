@@ -1,17 +1,15 @@
 """The host's measured roofline: copy bandwidth and matrix rate by number type (torch on the GPU).
 
 Random data, since a product of zeros draws less power and runs faster. Each figure is the median of repeats timed by
-device events after warm-ups. ``python -m qmeter.telemetry.roofline --out FILE`` writes it as JSON.
+device events after warm-ups.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from qmeter.errors import MissingExtra, TelemetryError
@@ -150,19 +148,3 @@ def from_json(text: str) -> Roofline:
         raise TelemetryError(
             f"this is no roofline: {error}", hint="write one with qmeter.telemetry.roofline"
         ) from error
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Measure and write, or print where no file is named."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--device", type=int, default=0)
-    options = parser.parse_args(argv)
-    text = to_json(measure(options.device))
-    if options.out:
-        options.out.write_text(text)
-    print(text)
-
-
-if __name__ == "__main__":
-    main()
