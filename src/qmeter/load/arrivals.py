@@ -80,7 +80,7 @@ def kolmogorov_p(distance: float, n: int) -> float:
     """P(D_n >= distance) for the two-sided one-sample KS statistic.
 
     Exact for n <= 140 (Marsaglia, Tsang and Wang 2003); beyond, the limit law with Stephens' (1970) correction, whose
-    error at p near 0.001 is under 2% of p.
+    error at p near 0.001 is under a tenth of p.
     """
     if distance <= 0:
         return 1.0

@@ -83,7 +83,8 @@ def _never_backwards(request: I64, t_s: F64) -> F64:
     offset = request * (float(t_s.max()) - float(t_s.min()) + 1.0)
     if np.all(np.diff(t_s + offset) >= 0):
         return t_s
-    return np.maximum.accumulate(t_s + offset) - offset
+    forward: F64 = np.maximum.accumulate(t_s + offset) - offset
+    return forward
 
 
 def _seconds(at_ns: I64, origin_ns: int) -> F64:
@@ -135,6 +136,7 @@ def _observed(schedule: Schedule, whole: Arrays, shares: list[Arrays], reports: 
         dispatched_s=(dispatched - start_ns) / 1e9,
         law=schedule.law,
         open_loop=not closed,
+        ttft_p50_s=_median(requests.first_token_s - requests.intended_s),
         lag_s=lag_s,
         lag_source=source,
         reads=reads,
@@ -147,6 +149,11 @@ def _observed(schedule: Schedule, whole: Arrays, shares: list[Arrays], reports: 
         retried=sum(r["retried"] for r in reports),
         processes=len(shares),
     )
+
+
+def _median(values: F64) -> float | None:
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if len(known) else None
 
 
 def _thinned(buckets: I64, most: int = 200_000) -> I64:

@@ -1,7 +1,7 @@
 """The client's own proof: what it measures of itself in every run, and the thresholds that make a run invalid.
 
 Only the client is judged. A slow or failing server delays tokens and connections, never the moment at which the loop
-turns to a request (``dispatched``), so no threshold below can be broken by the server, and none is relaxed for it.
+turns to a request (``dispatched``), so no threshold below can be broken by the server.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from qmeter.record import ClientProof, Quantity, Reason
 
 F64 = NDArray[np.float64]
 
-LATENESS_P99_S = 5e-3
-"""Sends later than this at p99: the client did not follow its schedule."""
+LATENESS_SHARE, LATENESS_LEAST_S, LATENESS_MOST_S = 0.05, 2e-3, 20e-3
+"""Sends may be late at p99 by this share of the run's median TTFT, at least and at most so much: lateness counts into
+the latencies, so it is judged by what it distorts."""
 RATE_ERROR = 0.01
 """Largest relative difference between the schedule's rate and the rate sent."""
 RATE_SLACK_S = 2e-3
@@ -42,6 +43,7 @@ class Observed:
     Attributes:
         intended_s, dispatched_s: of the requests that were dispatched: when due, and when the loop turned to them.
         law: what the arrivals claim to be; ``open_loop`` whether there was a schedule of times.
+        ttft_p50_s: median TTFT from the intended send, ``None`` if no token arrived.
         lag_s: how late reads were: after their kernel stamp where there is one (``lag_source`` "kernel"), else how long
             the loop was away from its sockets ("loop").
         reads, kernel_reads: reads in all, and those with a kernel stamp.
@@ -56,6 +58,7 @@ class Observed:
     dispatched_s: F64
     law: tuple[str, dict[str, float]]
     open_loop: bool
+    ttft_p50_s: float | None
     lag_s: F64
     lag_source: str
     reads: int
@@ -169,9 +172,10 @@ def _reason(kind: str, message: str, hint: str = _MORE) -> Reason:
 
 def _rule_lateness(seen: Observed, checks: Checks) -> Reason | None:
     late = checks["send_lateness_p99"].value
-    if late is None or late <= LATENESS_P99_S:
+    limit = min(max(LATENESS_SHARE * (seen.ttft_p50_s or 0.0), LATENESS_LEAST_S), LATENESS_MOST_S)
+    if late is None or late <= limit:
         return None
-    text = f"the client sent late: {late * 1e3:.2f} ms at p99, limit {LATENESS_P99_S * 1e3:g} ms"
+    text = f"the client sent late: {late * 1e3:.2f} ms at p99, limit {limit * 1e3:.3g} ms"
     return _reason("client_lateness", text)
 
 
