@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -33,7 +33,10 @@ class SLOVerdict(StrEnum):
 
 @dataclass(frozen=True, order=True)
 class DeploymentKey:
-    """What identifies a deployment for a reader. Measured and simulated never share a key."""
+    """What identifies a deployment for a reader. Measured and simulated never share a key.
+
+    ``qualifier`` names the engine and the device where the records hold several.
+    """
 
     model: str
     engine: str
@@ -41,12 +44,14 @@ class DeploymentKey:
     parallelism: str
     device: str
     kind: RecordKind
+    qualifier: str = ""
 
     @property
     def label(self) -> str:
-        """Method, with the engine's parallelism where it is not 1 and a mark where it is simulated."""
-        extra = f" {self.parallelism}" if self.parallelism else ""
-        return f"{self.method}{extra}" + (" (simulated)" if self.kind is RecordKind.SIMULATED else "")
+        """Method, with parallelism where it is not 1, the qualifier, and a mark where it is simulated."""
+        parts = [self.method, self.parallelism, self.qualifier]
+        parts.append("(simulated)" if self.kind is RecordKind.SIMULATED else "")
+        return " ".join(p for p in parts if p)
 
 
 @dataclass(frozen=True)
@@ -121,8 +126,19 @@ class Deployment:
     notes: tuple[str, ...]
 
 
+def qualified(records: Sequence[Record]) -> list[DeploymentKey]:
+    """Each record's key, told apart by engine or device where its model has several."""
+    keys = [key_of(r) for r in records]
+    out = []
+    for key in keys:
+        peers = [k for k in keys if k.model == key.model]
+        names = [getattr(key, part) for part in ("engine", "device") if len({getattr(k, part) for k in peers}) > 1]
+        out.append(replace(key, qualifier=" ".join(f"on {n}" for n in names)))
+    return out
+
+
 def key_of(record: Record) -> DeploymentKey:
-    """The deployment that a record belongs to."""
+    """The deployment that a record belongs to, without a qualifier."""
     d = record.cell.get("deployment", {})
     p = d.get("parallelism", {})
     parallel = " ".join(f"{k}{p[k]}" for k in ("tp", "pp", "dp") if p.get(k, 1) > 1)
@@ -190,8 +206,8 @@ def group(records: Iterable[Record], confidence: float = 0.95) -> tuple[list[Dep
     """Deployments in order of first appearance, and the cells that gave no numbers."""
     by_key: dict[DeploymentKey, list[Record]] = defaultdict(list)
     problems = []
-    for record in records:
-        key = key_of(record)
+    rows = list(records)
+    for record, key in zip(rows, qualified(rows), strict=True):
         by_key[key].append(record)
         if record.status is not CellStatus.OK:
             workload, repeat = record.cell.get("workload", {}).get("name", "?"), int(record.cell.get("repeat", 0))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from qmeter.analysis.compare import Axis, Relation, pareto, relation
 from qmeter.analysis.metrics import Better
-from qmeter.analysis.points import Deployment, DeploymentKey, Point, Problem, group, stand
+from qmeter.analysis.points import Deployment, DeploymentKey, Point, Problem, group, qualified, stand
 from qmeter.analysis.recommend import QUALITY_TOLERANCE, Recommendation, recommend
 from qmeter.record import Quantity, Record
 
@@ -38,7 +38,7 @@ class ParetoSet:
 
 @dataclass(frozen=True)
 class StudySummary:
-    """Everything a reader of a study needs, as plain data."""
+    """Everything a reader of a study needs, as plain data. ``labels`` maps a cell's id to its deployment's label."""
 
     studies: tuple[str, ...]
     deployments: tuple[Deployment, ...]
@@ -47,6 +47,7 @@ class StudySummary:
     recommendations: tuple[Recommendation, ...]
     cells: int
     valid_cells: int
+    labels: Mapping[str, str]
 
     def families(self, model: str) -> list[str]:
         """The families of workloads measured on a model, in order of first appearance."""
@@ -81,6 +82,7 @@ def summarise(
         recommendations=tuple(recommend(deployments, m, f, tolerance=tolerance) for m, f in pairs),
         cells=len(rows),
         valid_cells=len(rows) - len(problems),
+        labels={r.cell_id: k.label for r, k in zip(rows, qualified(rows), strict=True)},
     )
 
 

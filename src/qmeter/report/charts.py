@@ -1,0 +1,205 @@
+"""The report's charts as Vega-Lite specs made by Altair: plain data in, a dictionary out.
+
+Every chart colours and shapes methods alike (:mod:`qmeter.report.palette`), fades what is not in focus (parameter
+``focus``, set by the page's legend), and leaves text and grid colours to the page's style sheet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from qmeter.errors import MissingExtra
+from qmeter.report.palette import Style
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart.
+
+    Attributes:
+        name: file stem and element id.
+        title: what it shows, in a line.
+        caption: how to read it, and what is missing from it and why.
+        spec: Vega-Lite, with its data inside.
+        rows: the data, for the CSV beside it.
+        description: for people who cannot see it.
+    """
+
+    name: str
+    title: str
+    caption: str
+    spec: Row
+    rows: Sequence[Row]
+    description: str
+    notes: tuple[str, ...] = field(default=())
+
+
+def altair() -> Any:
+    """The Altair module.
+
+    Raises:
+        MissingExtra: the report extra is not installed.
+    """
+    try:
+        import altair as module
+        import jinja2  # noqa: F401
+        import vl_convert  # noqa: F401
+    except ImportError as error:
+        raise MissingExtra("report", "the HTML report") from error
+    return module
+
+
+HEIGHT = 320
+
+
+def _base(rows: Sequence[Row], styles: Sequence[Style]) -> tuple[Any, Any, Any, Any, Any]:
+    """``(alt, chart, colour, shape, opacity)``: the parts that every chart by method shares."""
+    alt = altair()
+    names = [s.name for s in styles]
+    focus = alt.param(name="focus", value="")
+    colour = alt.Color("method:N", title=None, scale=alt.Scale(domain=names, range=[s.colour for s in styles]))
+    shape = alt.Shape("method:N", title=None, scale=alt.Scale(domain=names, range=[s.shape for s in styles]))
+    shown = alt.condition("focus === '' || datum.method === focus", alt.value(1), alt.value(0.12))
+    chart = alt.Chart(alt.Data(values=list(rows))).add_params(focus)
+    return alt, chart, colour, shape, shown
+
+
+def _finish(chart: Any, height: int = HEIGHT) -> Row:
+    spec: Row = chart.properties(width="container", height=height).to_dict(validate=False)
+    spec.pop("$schema", None)
+    spec.pop("config", None)
+    spec["autosize"] = {"type": "fit-x", "contains": "padding"}
+    return spec
+
+
+def scatter(
+    rows: Sequence[Row], styles: Sequence[Style], x: str, y: str, *, log_x: bool = False, marks: Row | None = None
+) -> Row:
+    """Points with intervals both ways; dominated ones hollow. Rows: method, x, x_low, x_high, y, …, kept, label."""
+    alt, chart, colour, shape, shown = _base(rows, styles)
+    x_scale = alt.Scale(type="log" if log_x else "linear", zero=False, nice=True, padding=16)
+    x_axis = alt.X("x:Q", title=x, scale=x_scale, axis=alt.Axis(tickCount=6))
+    y_axis = alt.Y("y:Q", title=y, scale=alt.Scale(zero=False, nice=True, padding=16), axis=alt.Axis(tickCount=6))
+    across = chart.mark_rule(strokeWidth=1.4).encode(
+        x=alt.X("x_low:Q", scale=x_scale, title=x), x2="x_high:Q", y=y_axis, color=colour, opacity=shown
+    )
+    along = chart.mark_rule(strokeWidth=1.4).encode(
+        x=x_axis, y=alt.Y("y_low:Q", scale=alt.Scale(zero=False), title=y), y2="y_high:Q", color=colour, opacity=shown
+    )
+    dots = chart.mark_point(size=130, strokeWidth=2).encode(
+        x=x_axis,
+        y=y_axis,
+        color=colour,
+        shape=shape,
+        opacity=shown,
+        fill=alt.condition("datum.kept", colour, alt.value("transparent")),
+        tooltip=[
+            alt.Tooltip("method:N", title="Method"),
+            alt.Tooltip("x_text:N", title=x),
+            alt.Tooltip("y_text:N", title=y),
+            alt.Tooltip("label:N", title="Standing"),
+        ],
+    )
+    names = chart.mark_text(align="left", dx=9, dy=-8, fontSize=11).encode(
+        x=x_axis, y=y_axis, text="method:N", opacity=shown
+    )
+    layers = [across, along, dots, names]
+    if marks:
+        rule = alt.Chart(alt.Data(values=[marks])).mark_rule(strokeDash=[4, 4], strokeWidth=1).encode(x="x:Q")
+        layers.insert(0, rule)
+    return _finish(alt.layer(*layers).resolve_scale(fill="independent"), 360)
+
+
+def lines(
+    rows: Sequence[Row],
+    styles: Sequence[Style],
+    x: str,
+    y: str,
+    *,
+    log_y: bool = False,
+    limit: float | None = None,
+    diagonal: bool = False,
+) -> Row:
+    """Curves over load with intervals; hollow points are overloaded. Rows: method, x, y, y_low, y_high, sound, text."""
+    alt, chart, colour, shape, shown = _base(rows, styles)
+    scale = alt.Scale(type="log", nice=True) if log_y else alt.Scale(zero=True, nice=True)
+    x_axis = alt.X("x:Q", title=x, scale=alt.Scale(zero=False, nice=False, padding=14), axis=alt.Axis(tickCount=6))
+    y_axis = alt.Y("y:Q", title=y, scale=scale, axis=alt.Axis(tickCount=5 if log_y else 6))
+    line = chart.mark_line(strokeWidth=1.8).encode(x=x_axis, y=y_axis, color=colour, opacity=shown, detail="method:N")
+    bars = chart.mark_rule(strokeWidth=1.4).encode(
+        x=x_axis, y=alt.Y("y_low:Q", title=y, scale=scale), y2="y_high:Q", color=colour, opacity=shown
+    )
+    dots = chart.mark_point(size=70, strokeWidth=1.8).encode(
+        x=x_axis,
+        y=y_axis,
+        color=colour,
+        shape=shape,
+        opacity=shown,
+        fill=alt.condition("datum.sound", colour, alt.value("transparent")),
+        tooltip=[
+            alt.Tooltip("method:N", title="Method"),
+            alt.Tooltip("load:N", title="Load"),
+            alt.Tooltip("text:N", title=y),
+            alt.Tooltip("state:N", title="State"),
+        ],
+    )
+    layers = [line, bars, dots]
+    if limit is not None:
+        data = alt.Chart(alt.Data(values=[{"y": limit, "text": "SLO"}]))
+        layers.insert(0, data.mark_rule(strokeDash=[5, 4], strokeWidth=1.2).encode(y="y:Q"))
+        layers.append(
+            data.mark_text(align="left", dx=4, dy=-6, fontSize=11).encode(y="y:Q", x=alt.value(0), text="text:N")
+        )
+    if diagonal:
+        ends = sorted({r["x"] for r in rows})
+        data = alt.Chart(alt.Data(values=[{"x": v, "y": v} for v in (ends[0], ends[-1])]))
+        layers.insert(0, data.mark_line(strokeDash=[5, 4], strokeWidth=1.2).encode(x="x:Q", y="y:Q"))
+    return _finish(alt.layer(*layers).resolve_scale(fill="independent"))
+
+
+def ranges(rows: Sequence[Row], styles: Sequence[Style], x: str) -> Row:
+    """Horizontal quantile bars, log scale. Rows: method, p5, p25, p50, p75, p95, p99, text."""
+    alt, chart, colour, _, shown = _base(rows, styles)
+    order = [s.name for s in styles if any(r["method"] == s.name for r in rows)]
+    y = alt.Y("method:N", sort=order, title=None, axis=alt.Axis(labelLimit=220))
+
+    def at(name: str) -> Any:
+        return alt.X(f"{name}:Q", title=x, scale=alt.Scale(type="log", nice=True), axis=alt.Axis(tickCount=6))
+
+    tips = [alt.Tooltip("method:N", title="Method"), alt.Tooltip("text:N", title=x)]
+    thin = chart.mark_rule(strokeWidth=1.6).encode(
+        x=at("p5"), x2="p95:Q", y=y, color=colour, opacity=shown, tooltip=tips
+    )
+    thick = chart.mark_bar(size=9, cornerRadius=2).encode(
+        x=at("p25"), x2="p75:Q", y=y, color=colour, opacity=shown, tooltip=tips
+    )
+    middle = chart.mark_point(size=70, filled=True, color="white", stroke="#333", strokeWidth=1).encode(
+        x=at("p50"), y=y, opacity=shown, tooltip=tips
+    )
+    tail = chart.mark_tick(thickness=2.5, size=16).encode(x=at("p99"), y=y, color=colour, opacity=shown, tooltip=tips)
+    return _finish(alt.layer(thin, thick, middle, tail), max(120, 34 * len(order)))
+
+
+def dots(rows: Sequence[Row], styles: Sequence[Style], x: str, *, mark: float | None, zero: float | None = None) -> Row:
+    """One row a method, a dot with its interval. Rows: method, x, x_low, x_high, text. ``mark`` is a dashed limit."""
+    alt, chart, colour, shape, shown = _base(rows, styles)
+    order = [s.name for s in styles if any(r["method"] == s.name for r in rows)]
+    y = alt.Y("method:N", sort=order, title=None, axis=alt.Axis(labelLimit=220))
+    scale = alt.Scale(zero=zero is not None, nice=True)
+    tips = [alt.Tooltip("method:N", title="Method"), alt.Tooltip("text:N", title=x)]
+    bars = chart.mark_rule(strokeWidth=2).encode(
+        x=alt.X("x_low:Q", title=x, scale=scale), x2="x_high:Q", y=y, color=colour, opacity=shown, tooltip=tips
+    )
+    points = chart.mark_point(size=90, filled=True).encode(
+        x=alt.X("x:Q", title=x, scale=scale), y=y, color=colour, shape=shape, opacity=shown, tooltip=tips
+    )
+    layers = [bars, points]
+    for value, dash in ((zero, [1, 0]), (mark, [5, 4])):
+        if value is not None:
+            data = alt.Chart(alt.Data(values=[{"x": value}]))
+            layers.insert(0, data.mark_rule(strokeDash=dash, strokeWidth=1).encode(x="x:Q"))
+    return _finish(alt.layer(*layers), max(120, 30 * len(order)))

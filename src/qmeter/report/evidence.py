@@ -1,0 +1,188 @@
+"""The report's plain tables: every load point, quality, evidence, failures, warnings. Text only, no HTML here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from qmeter.analysis.metrics import metric
+from qmeter.analysis.summary import StudySummary
+from qmeter.record import CellStatus, Quantity, Record
+from qmeter.report.numbers import change, seconds, share, shown
+from qmeter.report.words import verdict_text
+
+
+@dataclass(frozen=True)
+class Table:
+    """A plain table: columns, rows of text, and a tone a row (``bad``, ``warn``, ``good`` or empty)."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    tones: tuple[str, ...] = field(default=())
+
+
+def failures(summary: StudySummary) -> Table:
+    """Cells without usable numbers, and why."""
+    rows, tones = [], []
+    for p in summary.problems:
+        reasons = p.reasons or ()
+        kinds = ", ".join(r.kind for r in reasons) or "no reason recorded"
+        what = "; ".join(r.message for r in reasons)
+        hints = "; ".join(r.hint for r in reasons if r.hint)
+        stage = ", ".join(dict.fromkeys(r.stage for r in reasons))
+        rows.append((p.key.model, p.key.label, p.workload, f"#{p.repeat}", p.status.value, stage, kinds, what, hints))
+        tones.append("bad" if p.status is CellStatus.FAILED else "warn")
+    head = ("Model", "Method", "Workload", "Repeat", "Status", "Stage", "Kind", "What happened", "What to do")
+    return Table(head, tuple(rows), tuple(tones))
+
+
+def warnings(summary: StudySummary) -> Table:
+    """Warnings on valid cells."""
+    rows = tuple(
+        (p.key.model, p.key.label, p.workload, w.kind, w.message, w.hint or "")
+        for d in summary.deployments
+        for p in d.points
+        for w in p.warnings
+    )
+    return Table(("Model", "Method", "Workload", "Kind", "What", "What to do"), rows, ("warn",) * len(rows))
+
+
+POINT_NAMES = (
+    "throughput_tok_s", "goodput_hz", "ttft_p50_s", "ttft_p99_s", "tpot_mean_s", "itl_p99_s", "e2e_p50_s",
+    "power_mean_w", "j_per_output_token", "kv_use_max", "memory_peak_bytes",
+)  # fmt: skip
+
+
+def points_table(summary: StudySummary) -> Table:
+    """Every load point with its main numbers."""
+    head = ("Model", "Method", "Workload", "SLO", "Met by", *(metric(n).label for n in POINT_NAMES))
+    rows: list[tuple[str, ...]] = []
+    tones = []
+    for d in summary.deployments:
+        for p in d.points:
+            cells = [str(shown(p.get(n))) if n != "kv_use_max" else str(share(p.get(n))) for n in POINT_NAMES]
+            rows.append(
+                (d.key.model, d.key.label, p.workload, verdict_text(p), str(share(p.get("slo_attainment"))), *cells)
+            )
+            tones.append("warn" if p.overloaded or p.warnings else "")
+    return Table(head, tuple(rows), tuple(tones))
+
+
+def quality_table(summary: StudySummary) -> Table:
+    """Every quality quantity a deployment, and task scores a load point."""
+    names = list(dict.fromkeys(n for d in summary.deployments for n in d.quality))
+    head = ("Model", "Method", *(metric(n).label for n in names))
+    rows = []
+    for d in summary.deployments:
+        if not d.quality:
+            continue
+        cells = [d.quality.get(n, Quantity.unknown("1", "not measured")) for n in names]
+        rows.append((d.key.model, d.key.label, *(_quality_text(n, q) for n, q in zip(names, cells, strict=True))))
+    return Table(head, tuple(rows))
+
+
+def task_table(summary: StudySummary) -> Table:
+    """Task scores, graded from what was generated under load."""
+    found = [
+        (
+            d.key.model,
+            d.key.label,
+            p.workload,
+            metric(n).label,
+            str(share(q)) if q.unit == "1" else str(shown(q)),
+            q.why or "",
+        )
+        for d in summary.deployments
+        for p in d.points
+        for n, q in p.quality.items()
+        if n.startswith("task.")
+    ]
+    return Table(("Model", "Method", "Workload", "Score", "Value", "Note"), tuple(found))
+
+
+def _quality_text(name: str, q: Quantity) -> str:
+    if name == "ppl_ratio":
+        return str(change(q))
+    return str(share(q)) if q.unit == "1" else str(shown(q))
+
+
+def verification(summary: StudySummary) -> Table:
+    """What each engine said it runs, against what was asked."""
+    rows, tones = [], []
+    for d in summary.deployments:
+        if d.verification is None:
+            rows.append((d.key.model, d.key.label, "—", "", "", "never got so far", ""))
+            tones.append("warn")
+            continue
+        for c in d.verification.checks:
+            verdict = {True: "shown", False: "contradicted", None: "not shown"}[c.passed]
+            rows.append((d.key.model, d.key.label, c.name, c.expected, c.seen or "—", verdict, c.why or ""))
+            tones.append({True: "good", False: "bad", None: ""}[c.passed])
+    return Table(
+        ("Model", "Method", "Check", "Expected", "Engine reports", "Verdict", "Note"), tuple(rows), tuple(tones)
+    )
+
+
+PROOFS = (
+    ("send_lateness_p99", "Sent late, p99"),
+    ("send_lateness_max", "Sent late, most"),
+    ("loop_lag_p99", "Loop lag, p99"),
+    ("rate_asked", "Rate asked"),
+    ("rate_achieved", "Rate sent"),
+    ("arrival_ks_p", "Arrival law, KS p"),
+    ("kernel_stamp_share", "Kernel stamps"),
+    ("cpu_share", "Client CPU"),
+)
+
+
+def proofs(records: Sequence[Record], labels: Mapping[str, str]) -> Table:
+    """The client's own accuracy in each cell."""
+    rows, tones = [], []
+    used = [(n, t) for n, t in PROOFS if any(r.proof and n in r.proof.checks for r in records)]
+    for r in records:
+        if r.proof is None:
+            continue
+        cells = []
+        for name, _ in used:
+            q = r.proof.checks.get(name)
+            cells.append("—" if q is None else str(share(q)) if name.endswith("share") else str(shown(q)))
+        verdict = "; ".join(f.message for f in r.proof.failures) or "accurate"
+        workload = str(r.cell.get("workload", {}).get("name", "?"))
+        rows.append((labels[r.cell_id], workload, f"#{r.cell.get('repeat', 0)}", *cells, verdict))
+        tones.append("bad" if r.proof.failures else "good")
+    head = ("Method", "Workload", "Repeat", *(t for _, t in used), "Verdict")
+    return Table(head, tuple(rows), tuple(tones))
+
+
+def windows(records: Sequence[Record], labels: Mapping[str, str]) -> Table:
+    """Each cell's window and the time it took."""
+    rows, tones = [], []
+    for r in records:
+        if r.window is None:
+            continue
+        w = r.window
+        span = f"{w.start_s:.2f} to {w.end_s:.2f} s"
+        took = ", ".join(f"{k} {seconds(v)}" for k, v in r.timings.items())
+        workload = str(r.cell.get("workload", {}).get("name", "?"))
+        rows.append(
+            (labels[r.cell_id], workload, f"#{r.cell.get('repeat', 0)}", span, w.method, w.why or "stationary", took)
+        )
+        tones.append("" if w.stationary else "warn")
+    return Table(
+        ("Method", "Workload", "Repeat", "Window", "Found by", "State", "Time taken"), tuple(rows), tuple(tones)
+    )
+
+
+def all_tables(summary: StudySummary, records: Sequence[Record]) -> dict[str, Table]:
+    """Every plain table by the name the page and the CSV files use."""
+    keys = summary.labels
+    return {
+        "points": points_table(summary),
+        "quality": quality_table(summary),
+        "tasks": task_table(summary),
+        "verification": verification(summary),
+        "proofs": proofs(records, keys),
+        "failures": failures(summary),
+        "warnings": warnings(summary),
+        "windows": windows(records, keys),
+    }

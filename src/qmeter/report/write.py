@@ -1,0 +1,121 @@
+"""Writing a study's report: one HTML page, its charts as SVG, PNG and CSV, its tables as CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from qmeter.analysis.points import Deployment
+from qmeter.analysis.recommend import Recommendation
+from qmeter.analysis.summary import StudySummary, summarise
+from qmeter.record import Record
+from qmeter.report import evidence, pictures
+from qmeter.report.charts import Chart, altair
+from qmeter.report.context import page_parts
+from qmeter.report.export import write_csv, write_pictures, write_quantities
+from qmeter.report.page import render
+from qmeter.report.palette import Style, styles
+from qmeter.report.views import GroupView, Notes, common_workload, groups
+from qmeter.store import Profile, open_results, write_atomic
+from qmeter.store.profile import Results
+
+
+def write_report(folder: Path, out: Path | None = None) -> Path:
+    """Write the report of a study's folder (or a profile's, or a profile by name); returns the page's path.
+
+    Beside ``report.html`` lie ``charts/`` (SVG, PNG, CSV each) and ``tables/`` (CSV).
+
+    Args:
+        folder: the study's folder.
+        out: where to; by default ``report/`` in the study's folder, for a profile ``<name>-report/`` here.
+
+    Raises:
+        MissingExtra: the report extra is not installed.
+        StoreError: the folder cannot be read.
+        UnknownName: it is neither a study's folder nor a profile.
+    """
+    altair()
+    results = open_results(str(folder))
+    if out is None:
+        profile = isinstance(results, Profile)
+        out = Path.cwd() / f"{results.folder.name}-report" if profile else results.folder / "report"
+    records = results.records()
+    study = results.study
+    summary = summarise(records, reference=study.quality.reference or study.methods[0])
+    notes = Notes()
+    made = groups(summary, notes)
+    looks = styles(*pictures.all_labels(summary))
+    charts, itl_note = _charts(summary, made, looks, results, records)
+    tables = evidence.all_tables(summary, records)
+    parts = page_parts(study, summary, records, made, notes, tables) | {"itl_note": itl_note}
+    out.mkdir(parents=True, exist_ok=True)
+    page = out / "report.html"
+    write_atomic(page, render(parts, charts, looks))
+    for name, table in tables.items():
+        write_csv(out / "tables" / f"{name}.csv", [table.columns, *table.rows])
+    write_quantities(out / "tables" / "quantities.csv", summary)
+    write_pictures(out / "charts", [c for group in charts.values() for c in group])
+    return page
+
+
+def _charts(
+    summary: StudySummary,
+    made: Sequence[GroupView],
+    looks: Sequence[Style],
+    results: Results,
+    records: Sequence[Record],
+) -> tuple[dict[str, list[Chart]], str]:
+    charts: dict[str, list[Chart]] = {"pareto": [], "load": [], "itl": [], "quality": [], "energy": []}
+    itl_note = ""
+    models = []
+    for group in made:
+        mine = [d for d in summary.deployments if d.key.model == group.model]
+        r = group.recommendation
+        charts["pareto"] += pictures.pareto_charts(group.pareto, mine, looks)
+        charts["load"] += pictures.load_charts(r, mine, looks)
+        charts["energy"] += pictures.load_charts(r, mine, looks, pictures.ENERGY_CURVES)
+        chart, note = _itl(r, mine, looks, results, records)
+        charts["itl"] += [chart] if chart else []
+        itl_note = itl_note or note
+        if group.model not in models:
+            models.append(group.model)
+            quality = pictures.quality_chart(mine, looks, group.model, r.tolerance)
+            charts["quality"] += [quality] if quality else []
+    if len(made) > 1:
+        charts = {k: [_named(c, made) for c in group] for k, group in charts.items()}
+    return charts, itl_note
+
+
+def _named(chart: Chart, made: Sequence[GroupView]) -> Chart:
+    """The chart, its title naming the model and workload it is of: several groups share a section."""
+    for g in sorted(made, key=lambda g: -len(g.family)):
+        model, family = pictures.slug(g.model), pictures.slug(g.family)
+        if model in chart.name:
+            where = f"{g.model}, {g.family}" if family in chart.name else g.model
+            return replace(chart, title=f"{chart.title} · {where}")
+    return chart
+
+
+def _itl(
+    r: Recommendation, deployments: Sequence[Deployment], looks: Sequence[Style], results: Results,
+    records: Sequence[Record],
+) -> tuple[Chart | None, str]:  # fmt: skip
+    """ITL quantiles of each deployment's first valid cell at the load that most have, and why some are missing."""
+    common = common_workload(deployments, r.family)
+    if common is None:
+        return None, ""
+    by_id = {record.cell_id: record for record in records}
+    found, missing = {}, []
+    for d in deployments:
+        point = next((p for p in d.points if p.family == r.family and p.workload == common.workload), None)
+        if point is None:
+            continue
+        record = by_id[point.cells[0]]
+        values = pictures.itl_quantiles(results.tables(record), record.window) if record.window else None
+        if values is None:
+            missing.append(d.key.label)
+        else:
+            found[d.key.label] = values
+    note = f"No distribution (too few token times, or not kept) for: {', '.join(missing)}." if missing else ""
+    return pictures.itl_chart(found, looks, common.workload, f"{r.model}-{r.family}"), note
