@@ -122,7 +122,7 @@ class Study(Frozen):
     parallelism: tuple[Parallelism, ...] = (Parallelism(),)
     workloads: tuple[WorkloadSpec, ...] = Field(min_length=1)
     slo: SLO | None = None
-    repeats: int = Field(default=1, ge=1)
+    repeats: int = Field(default=1, ge=1, le=1000)
     seed: int = Field(default=1, ge=0)
     quality: QualitySpec = QualitySpec()
     telemetry: TelemetrySpec = TelemetrySpec()
