@@ -134,7 +134,7 @@ def effective_config(text: str, page: str) -> EffectiveConfig:
         "activation_type": activation,
         "kv_type": kv,
         "kernel": facts.kernel,
-        "kv_blocks": _int(cache.get("num_gpu_blocks")),
+        "kv_blocks": _int(cache.get("num_gpu_blocks")) or _blocks(facts.values.get("kv_tokens"), cache),
         "kv_block_tokens": _int(cache.get("block_size")),
         "token_budget": _int(facts.values.get("token_budget")),
         "max_model_tokens": _int(facts.values.get("max_seq_len")),
@@ -179,6 +179,12 @@ def _steps(launch: Launch, origin_monotonic_s: float) -> Steps:
     folder = launch.env.get(steplog.PATH_ENV)
     steps: Steps = steplog.read_steps(Path(folder), origin_monotonic_s) if folder else Steps.empty()
     return steps
+
+
+def _blocks(tokens: str | None, cache: dict[str, str]) -> int | None:
+    """Blocks by the log's token count, where the page does not tell them."""
+    block, count = _int(cache.get("block_size")), _int((tokens or "").replace(",", ""))
+    return count // block if block and count else None
 
 
 def _int(text: str | None) -> int | None:

@@ -1,0 +1,142 @@
+"""GIVEN what vLLM 0.25.1 logs, WHEN it is read, THEN the effective configuration or the cause of a failure is found."""
+
+from __future__ import annotations
+
+import pytest
+from vllm_pages import make_log, make_page
+
+from qmeter import catalog
+from qmeter.engines.base import Artifact
+from qmeter.engines.verify import verify
+from qmeter.engines.vllm import log
+from qmeter.engines.vllm.adapter import cache_info, effective_config
+from qmeter.spec.study import Deployment, EngineRef, ModelRef, Parallelism
+
+GIB = 2**30
+SEEN = [
+    # method, quantization, kernel line, GiB, KV dtype
+    ("bf16", "None", "", "14.99", "auto"),
+    ("gptq-w4a16", "auto_gptq", "Using MacheteLinearKernel for AutoGPTQLinearMethod", "5.31", "auto"),
+    ("awq-w4a16", "auto_awq", "Using MacheteLinearKernel for AutoAWQMarlinLinearMethod", "5.34", "auto"),
+    ("smoothquant-w8a8", "compressed-tensors", "Selected CutlassInt8ScaledMMLinearKernel for CompressedTensorsW8A8Int8",
+     "8.49", "auto"),
+    ("fp8", "compressed-tensors", "Selected CutlassFP8ScaledMMLinearKernel for CompressedTensorsW8A8Fp8", "8.49",
+     "auto"),
+    ("fp8-kv8", "compressed-tensors", "Selected CutlassFP8ScaledMMLinearKernel for CompressedTensorsW8A8Fp8", "8.49",
+     "fp8"),
+    ("w4a8-fp8", "compressed-tensors", "Using CutlassW4A8LinearKernel for CompressedTensorsW4A8Fp8", "5.61", "auto"),
+    ("kv-fp8", "None", "", "14.99", "fp8"),
+]  # fmt: skip
+
+
+def deployment(method: str, **parallelism: int) -> Deployment:
+    return Deployment(
+        model=ModelRef(name="m", source="synth:llama-3.1-8b", shape="llama-3.1-8b"), engine=EngineRef(name="vllm"),
+        method=method, device="h200", parallelism=Parallelism(**parallelism),
+    )  # fmt: skip
+
+
+def verified(method: str, text: str, page: str):
+    effective = effective_config(text, page)
+    shape = catalog.model("llama-3.1-8b")
+    artifact = Artifact(None, "synth", "")  # type: ignore[arg-type]
+    return effective, verify(deployment(method), catalog.method(method), shape, artifact, effective)
+
+
+@pytest.mark.parametrize(("method", "quantization", "kernel", "gib", "kv"), SEEN)
+def test_a_method_in_effect_is_verified_by_its_log(method, quantization, kernel, gib, kv):
+    text = make_log(quantization, kv, kernel, (gib,))
+    effective, found = verified(method, text, make_page(cache_dtype=kv))
+    assert found.failed == ()
+    assert found.verified
+    assert effective.kv_blocks == 53356
+    assert effective.kv_block_tokens == 16
+    assert effective.token_budget == 8192
+    assert effective.max_model_tokens == 4096
+    assert effective.engine_version == "0.25.1"
+
+
+def test_gptq_that_silently_runs_in_bf16_fails_verification():
+    # the trap: quantization=auto_gptq, but no quantized kernel was chosen and 16-bit weights were loaded
+    _, found = verified("gptq-w4a16", make_log("auto_gptq", gib=("14.99",)), make_page())
+    assert {check.name for check in found.failed} >= {"weight_bytes", "weight_type"}
+
+
+def test_a_16_bit_cache_under_a_kv_method_fails_verification():
+    _, found = verified("kv-fp8", make_log(), make_page())
+    assert [check.name for check in found.failed] == ["kv_type"]
+
+
+def test_the_weights_of_all_workers_are_added():
+    facts = log.parse(make_log(gib=("7.51", "7.49"), tp=2))
+    assert facts.weight_bytes == int(15.0 * GIB)
+
+
+def test_a_worker_whose_line_is_missing_counts_as_the_others():
+    facts = log.parse(make_log(gib=("7.50",), tp=2))
+    assert facts.weight_bytes == int(15.0 * GIB)
+
+
+def test_an_empty_log_and_page_say_nothing():
+    effective = effective_config("", "")
+    assert effective.weight_bytes is None
+    assert effective.kv_blocks is None
+    assert effective.weight_type is None
+    assert effective.sources == {}
+
+
+def test_blocks_come_from_the_log_where_the_page_has_none():
+    assert effective_config(make_log(), make_page(blocks="None")).kv_blocks == 853_696 // 16
+
+
+def test_label_values_with_commas_and_quotes_are_whole():
+    info = cache_info('vllm:cache_config_info{a="x,y",b="[1, 2]",block_size="32"} 1.0\n')
+    assert info == {"a": "x,y", "b": "[1, 2]", "block_size": "32"}
+
+
+FAILURES = [
+    ("OutOfMemory", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 896.00 MiB. GPU 0 has a total"),
+    ("OutOfMemory", "ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization`"),
+    ("OutOfMemory", "ValueError: To serve at least one request with the models's max seq len (8192), (2.5 GiB KV "
+     "cache is needed, which is larger than the available KV cache memory (1.1 GiB)."),
+    ("OutOfMemory", "ValueError: Free memory on device cuda:0 (80.1/139.8 GiB) on startup is less than desired GPU "
+     "memory utilization (0.9, 125.8 GiB)."),
+    ("MethodUnsupported", "ValueError: Failed to find a kernel that can implement the WNA16 linear layer. Reasons: "),
+    ("MethodUnsupported", "NotImplementedError: No compressed-tensors compatible scheme was found for layer_name='x'"),
+    ("MethodUnsupported", "ValueError: No valid attention backend found for cuda with AttentionSelectorConfig("),
+    ("MethodUnsupported", "ValueError: Weight input_size_per_partition = 11008 is not divisible by min_thread_k"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "line"), FAILURES)
+def test_a_named_cause_is_reported_with_its_line(kind, line):
+    text = make_log() + f"(EngineCore pid=411) ERROR 11-23 17:30:01 [core.py:900] {line}\n"
+    found = log.failure(text)
+    assert found is not None
+    assert found.kind == kind
+    assert line[:60] in found.message
+    assert found.hint
+
+
+def test_any_other_exception_counts_only_once_the_engine_gave_up():
+    text = make_log() + "(EngineCore pid=411) ERROR 11-23 17:30:01 [core.py:900] KeyError: 'layers.0'\n"
+    assert log.failure(text) is None
+    died = text + "(APIServer pid=300) RuntimeError: Engine core initialization failed. See root cause above.\n"
+    found = log.failure(died)
+    assert found is not None
+    assert found.kind == "EngineCrashed"
+    assert "KeyError" in found.message
+
+
+def test_a_wrong_flag_is_named():
+    found = log.failure("usage: vllm serve\nvllm serve: error: unrecognized arguments: --no-such-flag\n")
+    assert found is not None
+    assert "--no-such-flag" in found.message
+
+
+def test_warnings_about_support_and_memory_are_no_failure():
+    text = make_log() + (
+        "(EngineCore pid=411) WARNING 11-23 17:29:18 [x.py:1] fp8 KV scales are not supported here, using 1.0\n"
+        "(EngineCore pid=411) INFO 11-23 17:29:18 [x.py:1] CUDA graphs may run out of memory\n"
+    )
+    assert log.failure(text) is None
