@@ -33,7 +33,7 @@ def test_reference_against_itself_is_exactly_equal_in_every_json_shape(shape: st
     assert q["kl_sampled"].value == 0.0
     assert q["greedy_agreement"].value == 1.0 and q["changed_share"].value == 0.0
     assert q["decode_logprob_gap"].value == pytest.approx(0.0, abs=1e-12)
-    assert q["top1_agreement"].value == (None if shape == "embedded" else 1.0)
+    assert q["top1_agreement"].value == 1.0
 
 
 def test_scores_are_the_models_own_log_probabilities() -> None:
@@ -91,6 +91,10 @@ def test_endpoint_without_alternatives_says_so_and_still_gives_kl() -> None:
     _, base, scores = measure(0.5, "embedded")
     q = compare(base, scores)
     assert not q["kl_topk"].known and "top-k" in q["kl_topk"].why
+    best, other = np.argmax(Bigram().logp, axis=1), np.argmax(Bigram(0.5).logp, axis=1)
+    reference = measure(0.5, "embedded")[0]
+    assert q["top1_agreement"].value == pytest.approx((best == other)[states(reference, sampled=False)].mean())
+    assert q["top1_agreement"].n == 12 * 40
     assert q["kl_sampled"].value > 0 and q["greedy_agreement"].known
 
 
@@ -150,9 +154,10 @@ def test_intervals_cover_the_true_kl_about_as_often_as_they_say() -> None:
                 token = int(rng.choice(24, p=p[state]))
                 gaps.append(model.logp[state, token] - variant.logp[state, token])
                 state = token
-        empty, none = np.full((480, 0), -1), np.full(480, np.nan)
-        base = Scores("r", lengths, np.ones(16, bool), np.array(gaps), empty, empty * 1.0, none, none, np.full(16, -1))
-        zero = Scores("r", lengths, np.ones(16, bool), np.zeros(480), empty, empty * 1.0, none, none, np.full(16, -1))
+        empty, unset = np.full((480, 0), -1), np.full(480, -1)
+        rest = (unset, np.full(480, np.nan), unset, np.full(16, -1))
+        base = Scores("r", lengths, np.ones(16, bool), np.array(gaps), empty, empty * 1.0, *rest)
+        zero = Scores("r", lengths, np.ones(16, bool), np.zeros(480), empty, empty * 1.0, *rest)
         q = compare(base, zero, seed=trial)["kl_sampled"]
         held += q.low <= stationary @ per_state <= q.high
     assert held / 200 >= 0.90

@@ -8,7 +8,8 @@ Names, units and what each means (nat = natural-log units):
                               (r - 1) - ln r with r = q/p (Schulman's k3 estimator: unbiased and never negative)
 ``kl_topk`` [nat/token]       KL of the distributions coarsened to the tokens that both lists hold and one rest
                               bucket: by the data-processing inequality never above the true KL (biased low)
-``top1_agreement`` [1]        share of tokens where both give the same best next token for the same prefix
+``top1_agreement`` [1]        share of tokens where both give the same best next token for the same prefix; where the
+                              endpoint lists no alternatives: of the greedy tokens, by decoding on from each prefix
 ``greedy_agreement`` [1]      the same from free-running text (decode path): agreed / (agreed + first differences)
 ``first_divergence_tokens``   mean of min(first difference, length) of free-running greedy text [token]
 ``changed_share`` [1]         share of greedy continuations that differ from the reference's anywhere
@@ -126,7 +127,10 @@ def _best(scores: Scores) -> NDArray[np.int64]:
 
 def _top1(reference: Scores, scores: Scores, estimate: _Estimator) -> Quantity:
     if not reference.top_ids.shape[1] or not scores.top_ids.shape[1]:
-        return Quantity.unknown("1", NO_TOP)
+        asked = scores.agrees >= 0
+        if not asked.any():
+            return Quantity.unknown("1", NO_TOP)
+        return estimate(scores.agrees.astype(np.float64), "1", asked, why="of greedy tokens, by decoding")
     known = (reference.top_ids.max(axis=1) >= 0) & (scores.top_ids.max(axis=1) >= 0)
     return estimate((_best(reference) == _best(scores)).astype(np.float64), "1", known)
 

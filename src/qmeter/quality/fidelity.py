@@ -2,7 +2,9 @@
 
 The reference deployment writes greedy and sampled continuations once (:func:`make_reference`). Every deployment, the
 reference too, then scores those very tokens (:func:`score`): their log-probabilities given the reference's prefix, in
-one prefill each, and its own free-running greedy text. :func:`compare` turns two scores into quantities.
+one prefill each, and its own free-running greedy text. Where the endpoint gives no alternatives for prompt tokens,
+that text is taken up again from the reference's prefix after each difference, so that every greedy token says whether
+the two agree. :func:`compare` turns two scores into quantities.
 
 Prefill and decode are different code paths: a quantized KV cache may be read in decode alone, so both are measured.
 """
@@ -20,7 +22,7 @@ from qmeter.errors import QualityError
 from qmeter.load.target import Target
 from qmeter.quality.client import Answer, Completions, PromptScores, each
 from qmeter.quality.comparison import compare
-from qmeter.quality.data import Continuation, Reference, Scores
+from qmeter.quality.data import I64, Continuation, Reference, Scores
 
 __all__ = ["Continuation", "Reference", "Scores", "builtin_prompts", "compare", "make_reference", "score"]
 
@@ -91,7 +93,10 @@ def score(target: Target, reference: Reference, *, concurrency: int = 8, free_ru
 
     prefills = each(prefill, reference.continuations, concurrency)
     decodes = each(decode, reference.continuations, concurrency)
-    parts = [_part(c, p, d) for c, p, d in zip(reference.continuations, prefills, decodes, strict=True)]
+    asked = free_run and reference.top_k > 0 and not any(p.top for p in prefills)
+    pairs = list(zip(reference.continuations, decodes, strict=True))
+    agrees = each(lambda pair: _agreement(client, *pair) if asked else _unasked(pair[0]), pairs, concurrency)
+    parts = [_part(*row) for row in zip(reference.continuations, prefills, decodes, agrees, strict=True)]
     width = max(p.width for p in parts)
     return Scores(
         reference_id=reference.id,
@@ -102,8 +107,37 @@ def score(target: Target, reference: Reference, *, concurrency: int = 8, free_ru
         top_logprobs=np.concatenate([_widened(p.top_logprobs, width, np.nan) for p in parts]),
         own_ids=np.concatenate([p.own_ids for p in parts]),
         own_logprobs=np.concatenate([p.own_logprobs for p in parts]),
+        agrees=np.concatenate([p.agrees for p in parts]),
         matched=np.array([p.matched for p in parts], np.int64),
     )
+
+
+def _unasked(c: Continuation) -> I64:
+    return np.full(len(c.ids), -1, np.int64)
+
+
+def _agreement(client: Completions, c: Continuation, first: Answer | None) -> I64:
+    """For each token of a greedy continuation: is it what the deployment would say next? (1, 0; -1 unknown).
+
+    ``first`` is the free run from the prompt. After a difference generation starts again behind the reference's own
+    token, in chunks of about twice the last run, since what follows a difference says nothing.
+    """
+    agrees, done, chunk = _unasked(c), 0, len(c.ids)
+    if first is None or first.ids is None:
+        return agrees
+    own = first.ids
+    while True:
+        wanted = c.ids[done : done + chunk]
+        run = next((i for i, t in enumerate(wanted) if i >= len(own) or own[i] != t), len(wanted))
+        agrees[done : done + run] = 1
+        done += run
+        if run < len(wanted):
+            agrees[done] = 0
+            done += 1
+        if done >= len(c.ids):
+            return agrees
+        chunk = min(max(2, 2 * run), len(c.ids) - done)
+        own = client.generate(c.prompt_ids + c.ids[:done], chunk).ids or ()
 
 
 @dataclass(frozen=True)
@@ -115,6 +149,7 @@ class _Part:
     top_logprobs: np.ndarray
     own_ids: np.ndarray
     own_logprobs: np.ndarray
+    agrees: I64
     matched: int
 
     @property
@@ -134,7 +169,7 @@ def _continuation(answer: Answer, sampled: bool) -> Continuation:
     )
 
 
-def _part(c: Continuation, prefill: PromptScores, decode: Answer | None) -> _Part:
+def _part(c: Continuation, prefill: PromptScores, decode: Answer | None, agrees: I64) -> _Part:
     n, skip = len(c.ids), len(c.prompt_ids)
     tops = prefill.top[skip:] if prefill.top else ({},) * n
     width = max((len(t) for t in tops), default=0)
@@ -151,7 +186,8 @@ def _part(c: Continuation, prefill: PromptScores, decode: Answer | None) -> _Par
             own_logprobs[: len(own)] = decode.logprobs[: len(own)]
         same = own_ids == np.array(c.ids)
         matched = n if same.all() else int(np.argmin(same))
-    return _Part(np.array(prefill.logprobs[skip:], np.float64), top_ids, top_logprobs, own_ids, own_logprobs, matched)
+    logprobs = np.array(prefill.logprobs[skip:], np.float64)
+    return _Part(logprobs, top_ids, top_logprobs, own_ids, own_logprobs, agrees, matched)
 
 
 def _widened(array: np.ndarray, width: int, fill: float) -> np.ndarray:
