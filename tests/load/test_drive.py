@@ -159,7 +159,8 @@ def test_headers_and_text_reach_where_they_should() -> None:
 
 
 @pytest.mark.parametrize(
-    "target", [Target("ftp://x", "m"), Target("http://127.0.0.1:1", "m", headers={"A": "b\r\nEvil: 1"}),
+    "target",
+    [Target("ftp://x", "m"), Target("http://127.0.0.1:1", "m", headers={"A": "b\r\nEvil: 1"}),
                Target("http://127.0.0.1:1", "m", proxy="socks5://u:pw@h:1"), Target("http://no-such-host.invalid", "m")],
 )  # fmt: skip
 def test_wrong_targets_are_refused_with_a_hint_or_reason(target: Target) -> None:
@@ -193,7 +194,8 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tls")
     pem = folder / "both.pem"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-addext",
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+         "-addext",
          "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")],
         check=True, capture_output=True,
     )  # fmt: skip
@@ -298,7 +300,8 @@ from qmeter.load import Target, drive
 from qmeter.spec.study import ClientSpec
 from qmeter.workload.schedule import Schedule, ScheduledRequest
 n = 1000
-what = Schedule(np.arange(n) / 20.0, (ScheduledRequest("ok", 1, 4),) * n, ("constant", {"rate_hz": 20.0}), 0, 50.0, 10.0)
+law = ("constant", {"rate_hz": 20.0})
+what = Schedule(np.arange(n) / 20.0, (ScheduledRequest("ok", 1, 4),) * n, law, 0, 50.0, 10.0)
 print("up", flush=True)
 drive(what, Target(sys.argv[1], "m"), origin_monotonic_s=0.0, client=ClientSpec(processes=2))
 """
@@ -331,6 +334,13 @@ def test_a_client_process_that_dies_is_named() -> None:
     with misbehaving() as server, pytest.raises(LoadError, match="SIGKILL"):
         drive(schedule("constant", 20.0, 100), Target(server.base_url, "m"), origin_monotonic_s=0.0,
               client=ClientSpec(processes=1), on_progress=kill_child)  # fmt: skip
+
+
+def test_a_name_with_a_dead_first_address_still_connects() -> None:
+    # localhost is often ::1 first, where nobody listens
+    with misbehaving() as server:
+        result = run(schedule("constant", 100.0, 20), server.base_url.replace("127.0.0.1", "localhost"))
+    assert set(result.requests.status) == {RequestStatus.OK}
 
 
 def test_no_file_descriptor_is_left_behind() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 from array import array
 
 import pytest
@@ -12,8 +14,8 @@ from hypothesis import strategies as st
 
 from qmeter.load.completion import PERHAPS, TEXT, BadEvent, read_event, settle
 from qmeter.load.http import BadResponse, ResponseReader
-from qmeter.load.loop import Outcome
-from qmeter.load.parse import Parsed, StreamParser
+from qmeter.load.parse import Ending, Parsed, StreamParser
+from qmeter.load.plan import Outcome
 from qmeter.load.sse import EventReader
 from qmeter.record import RequestStatus
 
@@ -56,7 +58,7 @@ def test_any_split_reads_the_same(texts: list[str], cuts: list[int], end: bytes,
     usage = json.dumps({"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": len(texts)}}).encode()
     data = stream([*events, usage], end, comments)
     parsed = parse(split(data, cuts))
-    assert parsed.status is RequestStatus.OK
+    assert parsed.status is Ending.OK
     assert parsed.text == "".join(texts)
     assert sum(parsed.n) == len(texts)
     assert (parsed.prompt_tokens, parsed.output_tokens, parsed.finish_reason) == (5, len(texts), "stop")
@@ -65,7 +67,7 @@ def test_any_split_reads_the_same(texts: list[str], cuts: list[int], end: bytes,
 @given(st.lists(st.binary(max_size=200), max_size=10), st.sampled_from(list(Outcome)))
 @settings(max_examples=500, deadline=None)
 def test_no_bytes_make_it_raise(pieces: list[bytes], outcome: Outcome) -> None:
-    assert isinstance(parse(pieces, outcome).status, RequestStatus)
+    assert isinstance(parse(pieces, outcome).status, Ending)
 
 
 @given(st.lists(st.binary(max_size=100), max_size=8), st.lists(st.integers(0, 2000), max_size=8))
@@ -73,10 +75,10 @@ def test_no_bytes_make_it_raise(pieces: list[bytes], outcome: Outcome) -> None:
 def test_no_body_makes_it_raise(pieces: list[bytes], cuts: list[int]) -> None:
     parsed = parse(split(HEAD + chunked(pieces), cuts))
     assert parsed.status in (
-        RequestStatus.GARBAGE,
-        RequestStatus.EARLY_CLOSE,
-        RequestStatus.OK,
-        RequestStatus.ERROR_EVENT,
+        Ending.GARBAGE,
+        Ending.EARLY_CLOSE,
+        Ending.OK,
+        Ending.ERROR_EVENT,
     )
 
 
@@ -235,3 +237,13 @@ def test_events_of_another_kind_are_refused() -> None:
             read_event(data)
     assert read_event(b'{"error": {"message": "no"}}').error == "no"
     assert read_event(b'{"object": "error", "message": "vLLM style"}').error == "vLLM style"
+
+
+def test_endings_are_the_records_statuses() -> None:
+    assert {e.name: e.value for e in Ending} == {s.name: s.value for s in RequestStatus}
+
+
+def test_a_client_process_starts_without_the_heavy_imports() -> None:
+    code = "import sys, qmeter.load.worker; print([m for m in ('pydantic', 'duckdb', 'rich') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -7,12 +7,14 @@ import enum
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from qmeter.errors import LoadError
-from qmeter.load.target import Target
-from qmeter.workload.schedule import ScheduledRequest
+
+if TYPE_CHECKING:
+    from qmeter.load.target import Target
+    from qmeter.workload.schedule import ScheduledRequest
 
 MAX_HEAD_BYTES = 65_536
 """A response head longer than this is garbage."""

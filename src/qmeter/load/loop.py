@@ -6,18 +6,18 @@ the rest; between any two reads it looks whether a send is due. All that can wai
 
 from __future__ import annotations
 
-import enum
 import errno
 import heapq
 import select
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 from qmeter.load.connection import Connection, Route, State
 from qmeter.load.http import BadResponse, ResponseReader
+from qmeter.load.plan import LoopPlan, LoopResult, Outcome
+from qmeter.load.pool import Pool, describe
 from qmeter.load.spool import HEADER, PIECE_BYTES, Spool
 from qmeter.load.stamps import ANCILLARY_BYTES, ClockAnchors, unpack_timespec
 
@@ -33,69 +33,10 @@ BACKOFF_NS = 100_000_000
 """In a closed loop a slot whose request failed waits this long, or as Retry-After says, up to
 :data:`RETRY_AFTER_NS`."""
 RETRY_AFTER_NS = 5_000_000_000
+STALE_NS = 500_000_000
+"""A connection idle for longer may have been closed by the server unseen: its request is sent once more."""
 NEVER = 1 << 62
 READ_BYTES = 16_384
-_CLIENT_FAULTS = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
-
-
-class Outcome(enum.IntEnum):
-    """How a request ended, as far as the loop can see."""
-
-    UNSENT = 0
-    COMPLETE = 1
-    EOF = 2
-    RESET = 3
-    STALL = 4
-    TIMEOUT = 5
-    CONNECT = 6
-    CANCELLED = 7
-    GARBAGE = 8
-
-
-@dataclass(frozen=True)
-class LoopPlan:
-    """What one loop has to do. Times in ns from the load's start.
-
-    Attributes:
-        payload: request number (in this loop) → its bytes.
-        count: requests.
-        send_ns: open loop: when each is due, ascending; ``None`` for a closed loop.
-        concurrency, think_ns: closed loop.
-        send_until_ns: closed loop: no request starts after this.
-        give_up_ns: everything still in flight is cancelled now.
-        stall_ns, timeout_ns: limits of one request.
-        open_ahead: sockets kept ready.
-        keep_alive: whether a connection carries more than one request.
-    """
-
-    payload: Callable[[int], memoryview | bytes]
-    count: int
-    send_ns: Sequence[int] | None
-    concurrency: int
-    think_ns: int
-    send_until_ns: int
-    give_up_ns: int
-    stall_ns: int
-    timeout_ns: int
-    open_ahead: int
-    keep_alive: bool
-
-
-@dataclass
-class LoopResult:
-    """What the loop saw: per request, absolute CLOCK_MONOTONIC in ns (-1: never), and its own load."""
-
-    intended_ns: list[int]
-    dispatched_ns: list[int]
-    sent_ns: list[int]
-    end_ns: list[int]
-    outcome: list[int]
-    errors: dict[int, str] = field(default_factory=dict)
-    client_faults: dict[str, int] = field(default_factory=dict)
-    retried: int = 0
-    idle_spin_ns: int = 0
-    lag_buckets: list[int] = field(default_factory=lambda: [0] * 2000)
-    """Loop iterations by length, 50 µs a bucket: how long the loop was away from its epoll."""
 
 
 class Loop:
@@ -104,19 +45,14 @@ class Loop:
     def __init__(self, plan: LoopPlan, route: Route, spool: Spool, *, watch_fd: int | None = None,
                  on_progress: Callable[[int, int, int], None] | None = None):  # fmt: skip
         n = plan.count
-        self._plan, self._route, self._spool = plan, route, spool
+        self._plan, self._spool = plan, spool
         self.result = LoopResult([-1] * n, [-1] * n, [-1] * n, [-1] * n, [0] * n)
         self.anchors = ClockAnchors()
-        self._epoll = select.epoll()
+        self._pool = Pool(route, self._give, self._fail_waiting, self.result.client_faults)
         self._watch_fd = watch_fd
         if watch_fd is not None:
-            self._epoll.register(watch_fd, select.EPOLLIN | select.EPOLLHUP)
+            self._pool.epoll.register(watch_fd, select.EPOLLIN | select.EPOLLHUP)
         self._on_progress = on_progress
-        self._by_fd: dict[int, Connection] = {}
-        self._attempt: dict[int, int] = {}
-        self._opened_ns: dict[int, int] = {}
-        self._idle: dict[int, Connection] = {}
-        self._opening = 0
         self._waiting: deque[int] = deque()
         self._retried: set[int] = set()
         self._deadlines: list[tuple[int, int]] = []
@@ -124,10 +60,8 @@ class Loop:
         self._slots: list[int] = []
         self._next = self._ended = self._failed = self._in_flight = 0
         self._start_ns = 0
-        self._due = self._chores_at = self._anchor_at = NEVER
-        self._no_spares_until = 0
-        self._give_up_at = NEVER
-        self._ready_to_send = False
+        self._due = self._chores_at = self._anchor_at = self._give_up_at = NEVER
+        self._sending = False
         self.orphaned = False
 
     # -- before the run ------------------------------------------------------------------------------------------
@@ -136,15 +70,14 @@ class Loop:
         """Open the sockets ahead; return how many are ready (fewer than asked: the server took no more in time)."""
         target = min(self._plan.open_ahead, self._plan.count)
         until = time.monotonic_ns() + int(limit_s * 1e9)
-        failures = 0
-        while len(self._idle) < target and failures < 3 and time.monotonic_ns() < until and not self.orphaned:
-            before = self._no_spares_until
-            while self._opening < 64 and len(self._idle) + self._opening < target:
-                if not self._open(0):
-                    break
-            self._handle(self._epoll.poll(0.05, 256))
-            failures += self._no_spares_until != before
-        return len(self._idle)
+        pool = self._pool
+        while len(pool.idle) < target and time.monotonic_ns() < until and not self.orphaned:
+            while pool.opening < 64 and pool.spare < target and pool.may_open:
+                pool.open()
+            if not pool.opening:
+                break  # nobody listens: the requests will say so, each for itself
+            self._handle(pool.epoll.poll(0.05, 256))
+        return len(pool.idle)
 
     # -- the run -------------------------------------------------------------------------------------------------
 
@@ -155,7 +88,7 @@ class Loop:
         self._give_up_at = start_ns + plan.give_up_ns
         self._chores_at = self._anchor_at = start_ns
         self.anchors.note()
-        self._ready_to_send = True
+        self._sending = True
         if plan.send_ns is not None:
             self._due = start_ns + plan.send_ns[0] if plan.count else NEVER
         else:
@@ -164,11 +97,12 @@ class Loop:
         self._spin()
         self._chores(time.monotonic_ns())
         self.anchors.note()
-        self._close_all()
+        self._sending = False
+        self._pool.close()
         return self.result
 
     def _spin(self) -> None:
-        mono, poll, lag = time.monotonic_ns, self._epoll.poll, self.result.lag_buckets
+        mono, poll, lag, pool = time.monotonic_ns, self._pool.epoll.poll, self.result.lag_buckets, self._pool
         spare, count = self._plan.open_ahead, self._plan.count
         while (self._due < NEVER or self._in_flight or self._waiting) and not self.orphaned:
             now = mono()
@@ -178,9 +112,8 @@ class Loop:
             if now >= self._chores_at:
                 self._chores(now)
             gap = min(self._due, self._chores_at) - mono()
-            if gap > SPIN_NS * 2 and len(self._idle) + self._opening < min(spare, count - self._next):
-                if mono() >= self._no_spares_until:
-                    self._open(0)
+            if gap > SPIN_NS * 2 and pool.spare < min(spare, count - self._next) and pool.may_open:
+                pool.open()
                 gap = min(self._due, self._chores_at) - mono()
             if gap > SPIN_NS:
                 self._sleep(gap - SPIN_NS)
@@ -195,10 +128,10 @@ class Loop:
 
     def _sleep(self, gap_ns: int) -> None:
         # select() takes microseconds where epoll's own timeout rounds up to milliseconds; an epoll can be selected on.
-        select.select([self._epoll], (), (), gap_ns / 1e9)
+        select.select([self._pool.epoll], (), (), gap_ns / 1e9)
 
     def _handle(self, events: list[tuple[int, int]]) -> None:
-        by_fd, mono, plain_in, ready = self._by_fd, time.monotonic_ns, select.EPOLLIN, State.READY
+        by_fd, mono, plain_in, ready = self._pool.by_fd, time.monotonic_ns, select.EPOLLIN, State.READY
         for fd, mask in events:
             connection = by_fd.get(fd)
             if connection is None:
@@ -209,8 +142,23 @@ class Loop:
                 self._read(connection)
             else:
                 self._other_event(connection, mask)
-            if self._ready_to_send and mono() >= self._due:
+            if self._sending and mono() >= self._due:
                 self._send_due(mono())
+
+    def _other_event(self, connection: Connection, mask: int) -> None:
+        """Writable, hung up, or not ready yet."""
+        if connection.state != State.READY:
+            self._pool.advance(connection, mask)
+            return
+        if mask & select.EPOLLOUT:
+            try:
+                connection.flush()
+            except OSError as error:
+                self._lost(connection, error)
+                return
+            self._pool.watch(connection)
+        if mask & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
+            self._read(connection)
 
     def _read(self, connection: Connection) -> None:
         try:
@@ -237,7 +185,7 @@ class Loop:
         request = connection.request
         reader = connection.reader
         if request < 0 or reader is None:
-            self._drop(connection)  # bytes nobody asked for
+            self._pool.drop(connection)  # bytes nobody asked for
             return
         buffer = self._spool.buffer
         buffer += HEADER.pack(request, len(data), kernel, now)
@@ -249,7 +197,7 @@ class Loop:
             reader.feed(data)
         except BadResponse as bad:
             self._end(request, Outcome.GARBAGE, now, str(bad))
-            self._drop(connection)
+            self._pool.drop(connection)
             return
         if reader.done:
             self._complete(connection, now)
@@ -287,12 +235,13 @@ class Loop:
             now = time.monotonic_ns()
 
     def _assign(self, index: int) -> None:
-        if self._idle:
-            self._start(self._idle.popitem()[1], index)
+        connection = self._pool.take()
+        if connection is not None:
+            self._start(connection, index)
             return
         self._waiting.append(index)
         heapq.heappush(self._deadlines, (time.monotonic_ns() + min(self._plan.timeout_ns, CONNECT_NS), index))
-        if self._opening < len(self._waiting) and not self._open(0):
+        if self._pool.opening < len(self._waiting) and not self._pool.open():
             self._fail_waiting("no socket could be opened")
 
     def _start(self, connection: Connection, index: int) -> None:
@@ -307,7 +256,19 @@ class Loop:
             self._lost(connection, error)
             return
         if connection.want_write:
-            self._epoll.modify(connection.fd, select.EPOLLIN | select.EPOLLOUT)
+            self._pool.watch(connection)
+
+    def _give(self, connection: Connection) -> None:
+        """Put a ready connection to use."""
+        if self._waiting and self._sending:
+            self._start(connection, self._waiting.popleft())
+        else:
+            self._pool.idle[connection.fd] = connection
+
+    def _fail_waiting(self, why: str) -> None:
+        """Fail the oldest waiting request, unless enough connections are still on their way."""
+        if self._waiting and len(self._waiting) > self._pool.opening:
+            self._end(self._waiting.popleft(), Outcome.CONNECT, time.monotonic_ns(), why)
 
     # -- ends ----------------------------------------------------------------------------------------------------
 
@@ -323,7 +284,7 @@ class Loop:
             connection.used += 1
             self._give(connection)
         else:
-            self._drop(connection)
+            self._pool.drop(connection)
 
     def _end(self, request: int, outcome: Outcome, now: int, error: str | None = None, *, slot_wait_ns: int = 0,
              bad: bool = False) -> None:  # fmt: skip
@@ -338,7 +299,7 @@ class Loop:
         self._ended += 1
         bad = bad or outcome is not Outcome.COMPLETE
         self._failed += bad
-        if self._plan.send_ns is None and self._ready_to_send:
+        if self._plan.send_ns is None and self._sending:
             wait = self._plan.think_ns + (max(slot_wait_ns, BACKOFF_NS) if bad else 0)
             heapq.heappush(self._slots, now + wait)
             if now - self._start_ns < self._plan.send_until_ns and self._next < self._plan.count:
@@ -349,11 +310,11 @@ class Loop:
         now = time.monotonic_ns()
         request = connection.request
         if connection.state != State.READY:
-            self._connect_failed(connection, error)
+            self._pool.failed(connection, error)
             return
         stale = request >= 0 and self._stale(connection)
         reader = connection.reader
-        self._drop(connection)
+        self._pool.drop(connection)
         if request < 0:
             return
         if stale:
@@ -361,15 +322,15 @@ class Loop:
         elif reader is not None and reader.started and reader.status not in (0, 200):
             self._end(request, Outcome.EOF, now)  # the answer was an error status: that is its name
         else:
-            self._end(request, Outcome.RESET, now, _describe(error))
+            self._end(request, Outcome.RESET, now, describe(error))
 
     def _closed_by_peer(self, connection: Connection, now: int) -> None:
         request, reader = connection.request, connection.reader
         if connection.state != State.READY:
-            self._connect_failed(connection, OSError(errno.ECONNRESET, "closed while connecting"))
+            self._pool.failed(connection, OSError(errno.ECONNRESET, "closed while connecting"))
             return
         stale = request >= 0 and self._stale(connection)
-        self._drop(connection)
+        self._pool.drop(connection)
         if request < 0 or reader is None:
             return
         reader.end_of_input()
@@ -386,104 +347,15 @@ class Loop:
         if reader is None or reader.started or connection.request in self._retried:
             return False
         sent = self.result.sent_ns[connection.request]
-        return connection.used > 0 or sent - connection.idle_since_ns > 500_000_000
+        return connection.used > 0 or sent - connection.idle_since_ns > STALE_NS
 
     def _again(self, request: int) -> None:
         self._retried.add(request)
         self.result.retried += 1
         self._carrier.pop(request, None)
         self._waiting.appendleft(request)
-        if not self._open(0):
+        if not self._pool.open():
             self._fail_waiting("no socket could be opened")
-
-    # -- connections ---------------------------------------------------------------------------------------------
-
-    def _open(self, attempt: int) -> bool:
-        try:
-            connection = Connection(self._route, attempt)
-        except OSError as error:
-            if error.errno in _CLIENT_FAULTS:
-                name = errno.errorcode.get(error.errno or 0, "?")
-                self.result.client_faults[name] = self.result.client_faults.get(name, 0) + 1
-            self._no_spares_until = time.monotonic_ns() + 1_000_000_000
-            return attempt + 1 < len(self._route.addresses) and self._open(attempt + 1)
-        self._by_fd[connection.fd] = connection
-        self._attempt[connection.fd] = attempt
-        self._opened_ns[connection.fd] = time.monotonic_ns()
-        self._opening += 1
-        self._epoll.register(connection.fd, select.EPOLLIN | select.EPOLLOUT)
-        return True
-
-    def _other_event(self, connection: Connection, mask: int) -> None:
-        """Writable, hung up, or not ready yet."""
-        if connection.state != State.READY:
-            self._advance(connection, mask)
-            return
-        if mask & select.EPOLLOUT and connection.unsent:
-            try:
-                connection.flush()
-            except OSError as error:
-                self._lost(connection, error)
-                return
-        if not connection.want_write and mask & select.EPOLLOUT:
-            self._epoll.modify(connection.fd, select.EPOLLIN)
-        if mask & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
-            self._read(connection)
-
-    def _advance(self, connection: Connection, mask: int) -> None:
-        try:
-            if connection.state == State.CONNECTING:
-                connection.advance()
-            else:
-                if mask & select.EPOLLOUT and connection.unsent:
-                    connection.flush()
-                if mask & ~select.EPOLLOUT:
-                    data = connection.sock.recv(READ_BYTES)
-                    if not data:
-                        raise OSError(errno.ECONNRESET, "closed while connecting")
-                    connection.advance(data)
-        except BlockingIOError:
-            return
-        except (OSError, ssl.SSLError, BadResponse) as error:
-            self._connect_failed(connection, error)
-            return
-        self._epoll.modify(connection.fd, select.EPOLLIN | (select.EPOLLOUT if connection.want_write else 0))
-        if connection.state == State.READY:
-            self._opening -= 1
-            self._opened_ns.pop(connection.fd, None)
-            connection.idle_since_ns = time.monotonic_ns()
-            self._give(connection)
-
-    def _give(self, connection: Connection) -> None:
-        """Put a ready connection to use."""
-        if self._waiting and self._ready_to_send:
-            self._start(connection, self._waiting.popleft())
-        else:
-            self._idle[connection.fd] = connection
-
-    def _connect_failed(self, connection: Connection, error: Exception) -> None:
-        attempt = self._attempt.get(connection.fd, 0)
-        self._drop(connection)
-        self._no_spares_until = time.monotonic_ns() + 1_000_000_000
-        if attempt + 1 < len(self._route.addresses) and self._open(attempt + 1):
-            return
-        self._fail_waiting(_describe(error))
-
-    def _fail_waiting(self, why: str) -> None:
-        """Fail the oldest waiting request, unless enough connections are still on their way."""
-        if self._waiting and len(self._waiting) > self._opening:
-            self._end(self._waiting.popleft(), Outcome.CONNECT, time.monotonic_ns(), why)
-
-    def _drop(self, connection: Connection) -> None:
-        if connection.state == State.CLOSED:
-            return
-        if connection.state != State.READY:
-            self._opening -= 1
-        self._idle.pop(connection.fd, None)
-        self._by_fd.pop(connection.fd, None)
-        self._attempt.pop(connection.fd, None)
-        self._opened_ns.pop(connection.fd, None)
-        connection.close()  # closing also takes it out of the epoll
 
     # -- chores --------------------------------------------------------------------------------------------------
 
@@ -491,13 +363,8 @@ class Loop:
         self._chores_at = now + CHORE_NS
         while self._deadlines and self._deadlines[0][0] <= now:
             self._check_deadline(heapq.heappop(self._deadlines)[1], now)
-        if self._opening:
-            limit = min(self._plan.timeout_ns, CONNECT_NS)
-            for fd, opened in list(self._opened_ns.items()):
-                if now - opened < limit:
-                    break
-                if self._by_fd[fd].state != State.READY:
-                    self._connect_failed(self._by_fd[fd], TimeoutError("connecting took too long"))
+        if self._pool.opening:
+            self._pool.expire(now - min(self._plan.timeout_ns, CONNECT_NS))
         if now >= self._give_up_at:
             self._give_up(now)
         if now >= self._anchor_at:
@@ -521,27 +388,15 @@ class Loop:
             outcome = Outcome.TIMEOUT if now >= hard else Outcome.STALL
             silence_s = (now - connection.last_ns) / 1e9
             self._end(request, outcome, now, f"last byte {silence_s:.1f} s before")
-            self._drop(connection)
+            self._pool.drop(connection)
             return
         heapq.heappush(self._deadlines, (min(hard, silent, now + plan.stall_ns), request))
 
     def _give_up(self, now: int) -> None:
-        self._due, self._slots, self._ready_to_send = NEVER, [], False
+        self._due, self._slots, self._sending = NEVER, [], False
         for request in [*self._waiting, *self._carrier]:
             self._end(request, Outcome.CANCELLED, now, "cut off at the end of the drain")
         self._waiting.clear()
-
-    def _close_all(self) -> None:
-        self._ready_to_send = False
-        for connection in list(self._by_fd.values()):
-            self._drop(connection)
-        self._epoll.close()
-
-
-def _describe(error: Exception) -> str:
-    if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.errno in errno.errorcode:
-        return errno.errorcode[error.errno or 0]
-    return f"{type(error).__name__}: {error}"[:200]
 
 
 def _retry_after_ns(reader: ResponseReader) -> int:

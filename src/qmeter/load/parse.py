@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 from array import array
 from dataclasses import dataclass, field
 
@@ -11,20 +12,42 @@ from numpy.typing import NDArray
 
 from qmeter.load.completion import EXACT, PERHAPS, BadEvent, Event, read_event, settle
 from qmeter.load.http import BadResponse, ResponseReader
-from qmeter.load.loop import Outcome
+from qmeter.load.plan import Outcome
 from qmeter.load.spool import Spool
 from qmeter.load.sse import EventReader, EventTooLong
 from qmeter.load.stamps import ClockAnchors
-from qmeter.record import RequestStatus
+
+
+class Ending(enum.StrEnum):
+    """How a request ended: the members of :class:`qmeter.record.RequestStatus`, which the merge turns them into.
+
+    Spelled here again since a client process must not pay for the record's imports; a test holds the two together.
+    """
+
+    OK = "ok"
+    CONNECT = "connect_failed"
+    RESET = "connection_reset"
+    EARLY_CLOSE = "early_close"
+    STALL = "stalled"
+    TIMEOUT = "timeout"
+    HTTP_4XX = "http_4xx"
+    HTTP_429 = "http_429"
+    HTTP_5XX = "http_5xx"
+    HTTP_503 = "http_503"
+    GARBAGE = "garbage"
+    ERROR_EVENT = "error_event"
+    CANCELLED = "cancelled"
+    UNSENT = "unsent"
+
 
 _BY_OUTCOME = {
-    Outcome.UNSENT: RequestStatus.UNSENT,
-    Outcome.RESET: RequestStatus.RESET,
-    Outcome.STALL: RequestStatus.STALL,
-    Outcome.TIMEOUT: RequestStatus.TIMEOUT,
-    Outcome.CONNECT: RequestStatus.CONNECT,
-    Outcome.CANCELLED: RequestStatus.CANCELLED,
-    Outcome.GARBAGE: RequestStatus.GARBAGE,
+    Outcome.UNSENT: Ending.UNSENT,
+    Outcome.RESET: Ending.RESET,
+    Outcome.STALL: Ending.STALL,
+    Outcome.TIMEOUT: Ending.TIMEOUT,
+    Outcome.CONNECT: Ending.CONNECT,
+    Outcome.CANCELLED: Ending.CANCELLED,
+    Outcome.GARBAGE: Ending.GARBAGE,
 }
 _BODY_KEPT = 2000
 """Bytes of an error body kept for the message."""
@@ -34,7 +57,7 @@ _BODY_KEPT = 2000
 class Parsed:
     """One request, read: its status, its server-side counts, and its token events as parallel lists."""
 
-    status: RequestStatus = RequestStatus.UNSENT
+    status: Ending = Ending.UNSENT
     http_status: int = 0
     error: str | None = None
     finish_reason: str | None = None
@@ -88,7 +111,7 @@ class StreamParser:
         out.n = settle(out.n, self._how, self._lengths, self._finished, out.output_tokens)
         out.status, why = self._name(outcome)
         out.error = out.error or error or why
-        if out.status is RequestStatus.OK:
+        if out.status is Ending.OK:
             out.error = None
         if self._keep_text:
             out.text = "".join(self._texts)
@@ -185,23 +208,23 @@ class StreamParser:
             event.n, event.how = event.completion_tokens, EXACT
         self._count(event, *self._body_at, False)
 
-    def _name(self, outcome: Outcome) -> tuple[RequestStatus, str | None]:
+    def _name(self, outcome: Outcome) -> tuple[Ending, str | None]:
         status = self._reader.status
         if outcome in (Outcome.UNSENT, Outcome.CONNECT):
             return _BY_OUTCOME[outcome], None
         if status and status != 200:
             return _http_status_name(status), self._http_error()
         if self._errored:
-            return RequestStatus.ERROR_EVENT, None
+            return Ending.ERROR_EVENT, None
         if self._bad:
-            return RequestStatus.GARBAGE, None
+            return Ending.GARBAGE, None
         if outcome in _BY_OUTCOME:
             return _BY_OUTCOME[outcome], None
         if outcome is Outcome.EOF and not self._reader.done and not self._saw_done:
-            return RequestStatus.EARLY_CLOSE, "the server closed before the response was complete"
+            return Ending.EARLY_CLOSE, "the server closed before the response was complete"
         if not self._saw_done and self.out.finish_reason is None:
-            return RequestStatus.EARLY_CLOSE, "the stream ended with neither [DONE] nor a finish reason"
-        return RequestStatus.OK, None
+            return Ending.EARLY_CLOSE, "the stream ended with neither [DONE] nor a finish reason"
+        return Ending.OK, None
 
     def _http_error(self) -> str:
         text = f"HTTP {self._reader.status}"
@@ -213,16 +236,16 @@ class StreamParser:
         return f"{text}: {body[:200]}" if body else text
 
 
-def _http_status_name(status: int) -> RequestStatus:
+def _http_status_name(status: int) -> Ending:
     if status == 429:
-        return RequestStatus.HTTP_429
+        return Ending.HTTP_429
     if status == 503:
-        return RequestStatus.HTTP_503
+        return Ending.HTTP_503
     if 400 <= status < 500:
-        return RequestStatus.HTTP_4XX
+        return Ending.HTTP_4XX
     if status >= 500:
-        return RequestStatus.HTTP_5XX
-    return RequestStatus.GARBAGE  # a redirect or another 2xx: not an answer to a completion
+        return Ending.HTTP_5XX
+    return Ending.GARBAGE  # a redirect or another 2xx: not an answer to a completion
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from qmeter.load import wire
 from qmeter.load.connection import Route
 from qmeter.load.http import Origin
-from qmeter.load.loop import Loop, LoopPlan, LoopResult
+from qmeter.load.loop import Loop
 from qmeter.load.parse import Parsed, StampStatistics, parse_spool
+from qmeter.load.plan import LoopPlan, LoopResult
 from qmeter.load.spool import Spool
 
 _PR_SET_PDEATHSIG, _PR_SET_TIMERSLACK = 1, 29
