@@ -1,4 +1,4 @@
-"""GIVEN a byte-level vocabulary, WHEN tokens arrive one at a time, THEN text is whole characters and nothing is lost."""
+"""GIVEN a byte-level vocabulary, WHEN tokens come one at a time, THEN text is whole characters and none is lost."""
 
 from __future__ import annotations
 
