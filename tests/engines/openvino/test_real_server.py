@@ -227,7 +227,7 @@ def test_every_method_is_verified_from_what_runs(method: str, tmp_path: Path) ->
 
 
 def test_a_method_that_the_engine_quietly_does_not_apply_is_caught(tmp_path: Path) -> None:
-    """INFERENCE_PRECISION_HINT=f16 makes the plugin unpack quantized weights to F16 where the CPU computes in F16."""
+    """A study's own property undoes the method's: what runs is w8a16 under the name w8a8."""
     row, shape = catalog.method("w8a8"), catalog.model(MODEL.shape)
     artifact = sources.prepare(MODEL, row, "openvino", CACHE)
     wanted = deployment("w8a8", DYNAMIC_QUANTIZATION_GROUP_SIZE="0")
