@@ -49,7 +49,7 @@ KNOBS: dict[str, tuple[str, Callable[[object], bool]]] = {
 SOURCE_FORMS = {
     "hf": (re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$"), "hf:org/name@revision"),
     "pypi": (re.compile(r"^[\w.-]+==[\w.!+-]+/.+$"), "pypi:package==version/file"),
-    "synth": (re.compile(r"^[\w.-]+$"), "synth:<catalog model>"),
+    "synth": (re.compile(r"^[\w.-]+(@(inplace|disk))?$"), "synth:<catalog model>, @inplace or @disk after it"),
 }
 SECRET_OPTION = re.compile(r"(api[_-]?key|secret|password|passwd|[_-]token)(=|$)", re.IGNORECASE)
 MAX_CELLS = 100_000
@@ -88,7 +88,7 @@ def _source(i: int, model: ModelRef, findings: Findings) -> None:
             findings.fault(path, f"{unknown('source', scheme, SOURCES.names())}; found {source!r}")
         elif pattern and not pattern.match(reference):
             findings.fault(path, f"expected {form}, found {source!r}")
-        elif scheme == "synth" and known(catalog.model, reference) is None:
+        elif scheme == "synth" and known(catalog.model, reference.partition("@")[0]) is None:
             findings.fault(path, unknown("model", reference, [m.name for m in catalog.models()]))
         elif scheme == "path" and not Path(reference).expanduser().exists():
             findings.fault(path, f"there is no file or folder {reference!r} (other sources: hf:, pypi:, synth:)")
