@@ -10,7 +10,6 @@ from typing import TypeVar
 import numpy as np
 
 from qmeter.analysis.cell import analyse
-from qmeter.catalog import ModelShape
 from qmeter.engines.base import Launch, MetricsMap
 from qmeter.engines.server import RunningServer
 from qmeter.errors import EngineError, LoadError
@@ -167,14 +166,6 @@ def _schedule(bench: Bench, workload: WorkloadSpec, seed: int) -> Schedule:
 
         items = task_items(workload.prompts.tasks, seed)
     return build(workload, seed, bench.vocabulary, items)
-
-
-def prompt_vocabulary(shape: ModelShape) -> Vocabulary:
-    """Token ids for synthetic prompts: without both ends of the vocabulary, where control and special tokens stand.
-
-    Llama-2, SmolLM2 and Mistral keep them in the first 259 ids, Llama-3 and Qwen2.5 in the last 512.
-    """
-    return Vocabulary(size=shape.vocab, avoid=frozenset((*range(259), *range(shape.vocab - 512, shape.vocab))))
 
 
 def _require_completions(tables: CellTables) -> None:

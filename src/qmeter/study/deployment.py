@@ -20,7 +20,7 @@ from qmeter.errors import EngineCrashed, MethodNotApplied, QMeterError
 from qmeter.record import Quantity, Reason, Record
 from qmeter.spec.study import Cell, Study
 from qmeter.store import StudyStore, write_atomic
-from qmeter.study.cell import Bench, measure_cell, prompt_vocabulary, warm_up
+from qmeter.study.cell import Bench, measure_cell, warm_up
 from qmeter.study.context import DeploymentContext
 from qmeter.study.events import CellEnded, Listener
 from qmeter.study.fidelity import measure_fidelity
@@ -28,6 +28,7 @@ from qmeter.telemetry.base import Sampler
 from qmeter.telemetry.host import EngineProcessSampler
 from qmeter.telemetry.prometheus import EngineSampler
 from qmeter.telemetry.recorder import Recorder
+from qmeter.workload import Vocabulary
 
 IDLE_S = 3.0
 """Length of the idle-power baseline before each deployment, where the host has a power counter. Units: s."""
@@ -92,7 +93,7 @@ class DeploymentRun:
             self._check_method(server)
             mapping = engine.metrics_map()
             own: list[Sampler] = [EngineSampler(server.launch, mapping), EngineProcessSampler(lambda: server.pids)]
-            vocabulary = prompt_vocabulary(context.shape)
+            vocabulary = Vocabulary.of(context.shape)
             bench = Bench(context, server, mapping, [*self._samplers, *own], vocabulary)
             try:
                 with context.stage("warmup"):
