@@ -6,10 +6,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar
 
 from qmeter.analysis.metrics import Better
 from qmeter.analysis.stats import t_interval
 from qmeter.record import Quantity
+
+K = TypeVar("K")
 
 SAME = 0.005
 """Values without intervals closer than this share of each other are not told apart."""
@@ -46,16 +49,16 @@ def relation(a: Quantity, b: Quantity, better: Better) -> Relation:
     return Relation.TIED
 
 
-def paired_relation(a: Mapping[int, float], b: Mapping[int, float], better: Better) -> Relation:
-    """How ``a`` stands to ``b`` by the repeats both have, from a t interval on the log ratio within each repeat.
+def paired_relation(a: Mapping[K, float], b: Mapping[K, float], better: Better) -> Relation:
+    """How ``a`` stands to ``b`` by what both have (repeats, loads): a t interval on the log ratio within each pair.
 
-    Every method of a repeat sees the same requests at the same times, so what the arrivals do cancels: far sharper than
-    comparing two intervals. UNKNOWN with fewer than two shared repeats or values that are not positive.
+    Every method sees the same requests at the same times in one workload and repeat, so what the arrivals do cancels:
+    far sharper than comparing two intervals. UNKNOWN with fewer than two pairs or values that are not positive.
     """
-    shared = sorted(set(a) & set(b))
-    if len(shared) < 2 or min(min(a[r], b[r]) for r in shared) <= 0:
+    shared = [k for k in a if k in b]
+    if len(shared) < 2 or min(min(a[k], b[k]) for k in shared) <= 0:
         return Relation.UNKNOWN
-    made = t_interval([math.log(a[r] / b[r]) for r in shared])
+    made = t_interval([math.log(a[k] / b[k]) for k in shared])
     if made.low <= 0 <= made.high or abs(made.value) <= SAME:
         return Relation.TIED
     return Relation.BETTER if (made.value > 0) == (better is Better.HIGHER) else Relation.WORSE

@@ -90,6 +90,11 @@ class Point:
     warnings: tuple[Reason, ...]
     by_repeat: Mapping[str, Mapping[int, float]]
 
+    @property
+    def sound(self) -> bool:
+        """Whether it is stationary: neither overloaded nor drifting."""
+        return not self.overloaded and all(w.kind != "not_stationary" for w in self.warnings)
+
     def get(self, name: str) -> Quantity:
         """A metric, energy or quality quantity by name; unknown where the records do not have it."""
         for group in (self.metrics, self.energy, self.quality):
@@ -275,13 +280,29 @@ def _by_repeat(records: Sequence[Record]) -> dict[str, dict[int, float]]:
     return dict(out)
 
 
-def stand(a: Point, b: Point, name: str, better: Better) -> Relation:
-    """How point ``a`` stands to ``b`` on a quantity: paired by repeat under the same workload, else by intervals."""
-    if a.workload == b.workload:
-        paired = paired_relation(a.by_repeat.get(name, {}), b.by_repeat.get(name, {}), better)
-        if paired is not Relation.UNKNOWN:
-            return paired
-    return relation(a.get(name), b.get(name), better)
+PAIRED_OVER_LOADS = ("j_per_", "ttft_", "tpot_", "itl_", "e2e_")
+"""Quantities that exist at every load, so that two deployments compare over all loads they share; by prefix."""
+
+
+def stand(a: Point, b: Point, name: str, better: Better, peers: tuple[Sequence[Point], Sequence[Point]]) -> Relation:
+    """How point ``a`` stands to ``b`` on a quantity: by pairs where there are two or more, else by their intervals.
+
+    A pair is one repeat of one workload. Latency and energy pair over all sound loads that both deployments have
+    (``peers``: the points of each), the rest over the repeats of the two points where these share their workload.
+    """
+    if name.startswith(PAIRED_OVER_LOADS):
+        mine, others = (_paired_values(points, name) for points in peers)
+    elif a.workload == b.workload:
+        mine, others = (_paired_values([p], name) for p in (a, b))
+    else:
+        return relation(a.get(name), b.get(name), better)
+    paired = paired_relation(mine, others, better)
+    return relation(a.get(name), b.get(name), better) if paired is Relation.UNKNOWN else paired
+
+
+def _paired_values(points: Sequence[Point], name: str) -> dict[tuple[str, int], float]:
+    sound = [p for p in points if p.sound]
+    return {(p.workload, k): v for p in sound for k, v in p.by_repeat.get(name, {}).items()}
 
 
 def _combined(groups: Sequence[Mapping[str, Quantity]], confidence: float) -> dict[str, Quantity]:

@@ -71,7 +71,9 @@ class Candidate:
         better = _BETTER[criterion]
         if criterion is Criterion.MEMORY or self.point is None or other.point is None:
             return relation(self.value(criterion), other.value(criterion), better)
-        return stand(self.point, other.point, criterion.value, better)
+        family = self.point.family
+        peers = [[p for p in c.deployment.points if p.family == family] for c in (self, other)]
+        return stand(self.point, other.point, criterion.value, better, (peers[0], peers[1]))
 
 
 @dataclass(frozen=True)

@@ -118,12 +118,13 @@ def pareto_set(deployments: list[Deployment], model: str, family: str) -> Pareto
     rows = [{a.name: _objective(d, p, a.name) for a in wanted} for d, p in mine]
     axes = tuple(a for a in wanted if any(r[a.name].known for r in rows))
     left_out = {a.name: rows[0][a.name].why or "unknown" for a in wanted if rows and a not in axes}
+    loads = [[p for p in d.points if p.family == family] for d, _ in mine]
 
     def relations(i: int, j: int) -> list[Relation]:
         return [
             relation(rows[i][a.name], rows[j][a.name], a.better)
             if a.name == "ppl_ratio"
-            else stand(mine[i][1], mine[j][1], a.name, a.better)
+            else stand(mine[i][1], mine[j][1], a.name, a.better, (loads[i], loads[j]))
             for a in axes
         ]
 

@@ -33,7 +33,7 @@ RELEVANT = {"requests in flight": 0.25, "output token rate": 0.15, "time to firs
 """Drift over the whole window, as a share of its mean, below which a significant drift is let pass."""
 MIN_LATENCIES = 24
 """Requests needed to test their latency for drift."""
-OVERLOAD_SHARE = 0.1
+OVERLOAD_SHARE = 0.05
 """Share of the arrivals by which the backlog must grow for the cell to be called overloaded."""
 
 
@@ -44,6 +44,13 @@ class Drift:
     name: str
     change: float
     p: float
+
+    @property
+    def text(self) -> str:
+        """In words: by how much it changes over the window."""
+        if self.change > 1:
+            return f"{self.name} grows {1 + self.change:.1f}-fold over the window"
+        return f"{self.name} changes by {self.change:+.0%} over the window"
 
 
 @dataclass(frozen=True)
@@ -191,7 +198,7 @@ def find(tables: CellTables, workload: WorkloadSpec) -> Found:
         if not drifts(tables, later, end) and not testable(tables, later, end):
             method = f"planned, first {cut:.2f} s cut by MSER-5"
             return Found(Window(start_s=later, end_s=end, method=method, stationary=True))
-    what = "; ".join(f"{d.name} changes by {d.change:+.0%} over the window" for d in found)
+    what = "; ".join(d.text for d in found)
     window = Window(start_s=begin, end_s=end, method="planned", stationary=False, why=overload or what)
     return Found(window, overload)
 
@@ -211,7 +218,7 @@ def testable(tables: CellTables, start_s: float, end_s: float) -> str | None:
 def overloaded(tables: CellTables, start_s: float, end_s: float) -> str | None:
     """How the window shows that the deployment cannot keep up with the load, or ``None``.
 
-    All of: the backlog (requests open) rises along a line by more than 10% of the arrivals and by more than chance
+    All of: the backlog (requests open) rises along a line by more than 5% of the arrivals and by more than chance
     would (2.6 times sqrt(2 × its mean at the start), as for Poisson arrivals), fewer requests end than begin, and
     later requests take longer than earlier ones (else the warm-up was only too short to fill the engine).
     """

@@ -6,6 +6,7 @@ Every chart colours and shapes methods alike (:mod:`qmeter.report.palette`), fad
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,6 +57,46 @@ def altair() -> Any:
 HEIGHT = 320
 
 
+def _log(alt: Any, values: Sequence[float]) -> tuple[Any, list[float]]:
+    """A log scale just around ``values``, and its ticks at 1, 2 and 5 of each decade (3 and 7 where that is few)."""
+    positive = [v for v in values if v > 0]
+    low, high = (min(positive) / 1.15, max(positive) * 1.15) if positive else (0.1, 1.0)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for digits in ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 4, 5, 6, 7, 8, 9), tuple(d / 2 for d in range(2, 20))):
+        ticks = [d * 10.0**k for k in decades for d in digits if low <= d * 10.0**k <= high]
+        if len(ticks) >= 3:
+            break
+    return alt.Scale(type="log", domain=[low, high], nice=False), ticks
+
+
+PLACES = {"ru": ("left", 9, -8), "rd": ("left", 9, 14), "lu": ("right", -9, -8), "ld": ("right", -9, 14)}
+"""Where a point's name may stand: alignment and offsets in pixels."""
+
+
+def placed(rows: Sequence[Row]) -> list[Row]:
+    """Rows with ``place``: where each name stands so that names keep clear of each other ("" where none is free)."""
+    spans = []
+    for axis in ("x", "y"):
+        ends = [r[axis + end] for r in rows for end in ("", "_low", "_high")]
+        spans.append((min(ends), max(ends) - min(ends) or 1.0))
+    (x0, width), (y0, height) = spans
+    spots = [(230 * (r["x"] - x0) / width, 230 * (1 - (r["y"] - y0) / height)) for r in rows]
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in spots]
+    out = []
+    for row, (x, y) in zip(rows, spots, strict=True):
+        place = ""
+        for name, (align, dx, dy) in PLACES.items():
+            span = 6.4 * len(str(row["method"]))
+            left = x + dx - (span if align == "right" else 0)
+            box = (left, y + dy - 9, left + span, y + dy + 3)
+            if box[0] > -40 and all(box[0] > t[2] or box[2] < t[0] or box[1] > t[3] or box[3] < t[1] for t in taken):
+                place = name
+                taken.append(box)
+                break
+        out.append(row | {"place": place})
+    return out
+
+
 def _base(rows: Sequence[Row], styles: Sequence[Style]) -> tuple[Any, Any, Any, Any, Any]:
     """``(alt, chart, colour, shape, opacity)``: the parts that every chart by method shares."""
     alt = altair()
@@ -76,12 +117,11 @@ def _finish(chart: Any, height: int = HEIGHT) -> Row:
     return spec
 
 
-def scatter(
-    rows: Sequence[Row], styles: Sequence[Style], x: str, y: str, *, log_x: bool = False, marks: Row | None = None
-) -> Row:
+def scatter(rows: Sequence[Row], styles: Sequence[Style], x: str, y: str) -> Row:
     """Points with intervals both ways; dominated ones hollow. Rows: method, x, x_low, x_high, y, …, kept, label."""
-    alt, chart, colour, shape, shown = _base(rows, styles)
-    x_scale = alt.Scale(type="log" if log_x else "linear", zero=False, nice=True, padding=16)
+    named = placed(rows)
+    alt, chart, colour, shape, shown = _base(named, styles)
+    x_scale = alt.Scale(zero=False, nice=True, padding=16)
     x_axis = alt.X("x:Q", title=x, scale=x_scale, axis=alt.Axis(tickCount=6))
     y_axis = alt.Y("y:Q", title=y, scale=alt.Scale(zero=False, nice=True, padding=16), axis=alt.Axis(tickCount=6))
     across = chart.mark_rule(strokeWidth=1.4).encode(
@@ -104,14 +144,14 @@ def scatter(
             alt.Tooltip("label:N", title="Standing"),
         ],
     )
-    names = chart.mark_text(align="left", dx=9, dy=-8, fontSize=11).encode(
-        x=x_axis, y=y_axis, text="method:N", opacity=shown
-    )
-    layers = [across, along, dots, names]
-    if marks:
-        rule = alt.Chart(alt.Data(values=[marks])).mark_rule(strokeDash=[4, 4], strokeWidth=1).encode(x="x:Q")
-        layers.insert(0, rule)
-    return _finish(alt.layer(*layers).resolve_scale(fill="independent"), 360)
+    names = [
+        chart.mark_text(align=align, dx=dx, dy=dy, fontSize=11)
+        .transform_filter(f"datum.place === '{place}'")
+        .encode(x=x_axis, y=y_axis, text="method:N", opacity=shown)
+        for place, (align, dx, dy) in PLACES.items()
+        if any(r["place"] == place for r in named)
+    ]
+    return _finish(alt.layer(across, along, dots, *names).resolve_scale(fill="independent"), 340)
 
 
 def lines(
@@ -126,9 +166,12 @@ def lines(
 ) -> Row:
     """Curves over load with intervals; hollow points are overloaded. Rows: method, x, y, y_low, y_high, sound, text."""
     alt, chart, colour, shape, shown = _base(rows, styles)
-    scale = alt.Scale(type="log", nice=True) if log_y else alt.Scale(zero=True, nice=True)
+    scale, ticks = alt.Scale(zero=True, nice=True), None
+    if log_y:
+        scale, ticks = _log(alt, [r[k] for r in rows for k in ("y", "y_low", "y_high")] + ([limit] if limit else []))
+    y_ticks = alt.Axis(tickCount=6) if ticks is None else alt.Axis(values=ticks)
     x_axis = alt.X("x:Q", title=x, scale=alt.Scale(zero=False, nice=False, padding=14), axis=alt.Axis(tickCount=6))
-    y_axis = alt.Y("y:Q", title=y, scale=scale, axis=alt.Axis(tickCount=5 if log_y else 6))
+    y_axis = alt.Y("y:Q", title=y, scale=scale, axis=y_ticks)
     line = chart.mark_line(strokeWidth=1.8).encode(x=x_axis, y=y_axis, color=colour, opacity=shown, detail="method:N")
     bars = chart.mark_rule(strokeWidth=1.4).encode(
         x=x_axis, y=alt.Y("y_low:Q", title=y, scale=scale), y2="y_high:Q", color=colour, opacity=shown
@@ -166,9 +209,10 @@ def ranges(rows: Sequence[Row], styles: Sequence[Style], x: str) -> Row:
     alt, chart, colour, _, shown = _base(rows, styles)
     order = [s.name for s in styles if any(r["method"] == s.name for r in rows)]
     y = alt.Y("method:N", sort=order, title=None, axis=alt.Axis(labelLimit=220))
+    scale, ticks = _log(alt, [r[k] for r in rows for k in ("p5", "p99")])
 
     def at(name: str) -> Any:
-        return alt.X(f"{name}:Q", title=x, scale=alt.Scale(type="log", nice=True), axis=alt.Axis(tickCount=6))
+        return alt.X(f"{name}:Q", title=x, scale=scale, axis=alt.Axis(values=ticks))
 
     tips = [alt.Tooltip("method:N", title="Method"), alt.Tooltip("text:N", title=x)]
     thin = chart.mark_rule(strokeWidth=1.6).encode(
@@ -191,11 +235,17 @@ def dots(rows: Sequence[Row], styles: Sequence[Style], x: str, *, mark: float | 
     y = alt.Y("method:N", sort=order, title=None, axis=alt.Axis(labelLimit=220))
     scale = alt.Scale(zero=zero is not None, nice=True)
     tips = [alt.Tooltip("method:N", title="Method"), alt.Tooltip("text:N", title=x)]
+    axis = alt.Axis(tickCount=8)
     bars = chart.mark_rule(strokeWidth=2).encode(
-        x=alt.X("x_low:Q", title=x, scale=scale), x2="x_high:Q", y=y, color=colour, opacity=shown, tooltip=tips
+        x=alt.X("x_low:Q", title=x, scale=scale, axis=axis),
+        x2="x_high:Q",
+        y=y,
+        color=colour,
+        opacity=shown,
+        tooltip=tips,
     )
     points = chart.mark_point(size=90, filled=True).encode(
-        x=alt.X("x:Q", title=x, scale=scale), y=y, color=colour, shape=shape, opacity=shown, tooltip=tips
+        x=alt.X("x:Q", title=x, scale=scale, axis=axis), y=y, color=colour, shape=shape, opacity=shown, tooltip=tips
     )
     layers = [bars, points]
     for value, dash in ((zero, [1, 0]), (mark, [5, 4])):

@@ -11,7 +11,7 @@ import qmeter
 from qmeter.analysis.metrics import METRICS, Metric, metric
 from qmeter.analysis.summary import StudySummary
 from qmeter.record import Quantity, Record, RecordKind
-from qmeter.report.evidence import Table
+from qmeter.report.evidence import Table, lean
 from qmeter.report.numbers import shown
 from qmeter.report.views import GroupView, Notes
 from qmeter.spec.study import Study
@@ -53,7 +53,7 @@ def page_parts(
         "commands": _commands(records),
         "reading": READING,
         "definitions": _definitions(summary),
-        **tables,
+        **{name: lean(table) for name, table in tables.items()},
     }
 
 

@@ -7,9 +7,22 @@ from dataclasses import dataclass, field
 
 from qmeter.analysis.metrics import metric
 from qmeter.analysis.summary import StudySummary
-from qmeter.record import CellStatus, Quantity, Record
+from qmeter.record import CellStatus, Check, Quantity, Record
 from qmeter.report.numbers import change, seconds, share, shown
 from qmeter.report.words import verdict_text
+
+
+class Text(str):
+    """A table cell's text that may carry a reason, shown when pointed at."""
+
+    why: str = ""
+
+
+def text(shown_text: object, q: Quantity) -> Text:
+    """A quantity's text with its reason or caveat."""
+    made = Text(shown_text)
+    made.why = q.why or ""
+    return made
 
 
 @dataclass(frozen=True)
@@ -22,18 +35,20 @@ class Table:
 
 
 def failures(summary: StudySummary) -> Table:
-    """Cells without usable numbers, and why."""
-    rows, tones = [], []
+    """Cells without usable numbers, and why; cells of one deployment that ended alike share a row."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    tones = {}
     for p in summary.problems:
-        reasons = p.reasons or ()
-        kinds = ", ".join(r.kind for r in reasons) or "no reason recorded"
-        what = "; ".join(r.message for r in reasons)
-        hints = "; ".join(r.hint for r in reasons if r.hint)
-        stage = ", ".join(dict.fromkeys(r.stage for r in reasons))
-        rows.append((p.key.model, p.key.label, p.workload, f"#{p.repeat}", p.status.value, stage, kinds, what, hints))
-        tones.append("bad" if p.status is CellStatus.FAILED else "warn")
-    head = ("Model", "Method", "Workload", "Repeat", "Status", "Stage", "Kind", "What happened", "What to do")
-    return Table(head, tuple(rows), tuple(tones))
+        kinds = ", ".join(r.kind for r in p.reasons) or "no reason recorded"
+        what = "; ".join(r.message for r in p.reasons)
+        hints = "; ".join(r.hint for r in p.reasons if r.hint)
+        stage = ", ".join(dict.fromkeys(r.stage for r in p.reasons))
+        row = (p.key.model, p.key.label, p.status.value, stage, kinds, what, hints)
+        alike.setdefault(row, []).append(f"{p.workload} #{p.repeat}")
+        tones[row] = "bad" if p.status is CellStatus.FAILED else "warn"
+    rows = tuple((*row[:2], ", ".join(cells), *row[2:]) for row, cells in alike.items())
+    head = ("Model", "Method", "Cells", "Status", "Stage", "Kind", "What happened", "What to do")
+    return Table(head, rows, tuple(tones.values()))
 
 
 def warnings(summary: StudySummary) -> Table:
@@ -60,7 +75,7 @@ def points_table(summary: StudySummary) -> Table:
     tones = []
     for d in summary.deployments:
         for p in d.points:
-            cells = [str(shown(p.get(n))) if n != "kv_use_max" else str(share(p.get(n))) for n in POINT_NAMES]
+            cells = [text((share if n == "kv_use_max" else shown)(q), q) for n in POINT_NAMES for q in [p.get(n)]]
             rows.append(
                 (d.key.model, d.key.label, p.workload, verdict_text(p), str(share(p.get("slo_attainment"))), *cells)
             )
@@ -100,27 +115,34 @@ def task_table(summary: StudySummary) -> Table:
     return Table(("Model", "Method", "Workload", "Score", "Value", "Note"), tuple(found))
 
 
-def _quality_text(name: str, q: Quantity) -> str:
+def _quality_text(name: str, q: Quantity) -> Text:
     if name == "ppl_ratio":
-        return str(change(q))
-    return str(share(q)) if q.unit == "1" else str(shown(q))
+        return text(change(q), q)
+    return text(share(q) if q.unit == "1" else shown(q), q)
 
 
 def verification(summary: StudySummary) -> Table:
-    """What each engine said it runs, against what was asked."""
+    """What each engine said it runs, against what was asked: a row a deployment, a column a check."""
+    names = list(dict.fromkeys(c.name for d in summary.deployments if d.verification for c in d.verification.checks))
     rows, tones = [], []
     for d in summary.deployments:
-        if d.verification is None:
-            rows.append((d.key.model, d.key.label, "—", "", "", "never got so far", ""))
-            tones.append("warn")
-            continue
-        for c in d.verification.checks:
-            verdict = {True: "shown", False: "contradicted", None: "not shown"}[c.passed]
-            rows.append((d.key.model, d.key.label, c.name, c.expected, c.seen or "—", verdict, c.why or ""))
-            tones.append({True: "good", False: "bad", None: ""}[c.passed])
-    return Table(
-        ("Model", "Method", "Check", "Expected", "Engine reports", "Verdict", "Note"), tuple(rows), tuple(tones)
-    )
+        checks = {c.name: c for c in d.verification.checks} if d.verification else {}
+        cells = [_check_text(checks[n]) if n in checks else Text("—") for n in names]
+        verdict = "never got so far" if d.verification is None else "contradicted" if d.verification.failed else ""
+        verdict = verdict or ("shown" if d.verification and d.verification.verified else "not shown")
+        rows.append((d.key.model, d.key.label, verdict, *cells))
+        tones.append({"shown": "good", "contradicted": "bad"}.get(verdict, "warn"))
+    return Table(("Model", "Method", "In effect", *(n[:1].upper() + n[1:] for n in names)), tuple(rows), tuple(tones))
+
+
+def _check_text(c: Check) -> Text:
+    if c.passed is None:
+        made = Text("not reported")
+        made.why = f"expected {c.expected}; {c.why or 'the engine does not report it'}"
+        return made
+    made = Text(f"✓ {c.seen}" if c.passed else f"✗ {c.seen}, expected {c.expected}")
+    made.why = f"expected {c.expected}" + (f"; {c.why}" if c.why else "")
+    return made
 
 
 PROOFS = (
@@ -175,14 +197,20 @@ def windows(records: Sequence[Record], labels: Mapping[str, str]) -> Table:
 
 def all_tables(summary: StudySummary, records: Sequence[Record]) -> dict[str, Table]:
     """Every plain table by the name the page and the CSV files use."""
-    keys = summary.labels
     return {
         "points": points_table(summary),
         "quality": quality_table(summary),
         "tasks": task_table(summary),
         "verification": verification(summary),
-        "proofs": proofs(records, keys),
+        "proofs": proofs(records, summary.labels),
         "failures": failures(summary),
         "warnings": warnings(summary),
-        "windows": windows(records, keys),
+        "windows": windows(records, summary.labels),
     }
+
+
+def lean(table: Table) -> Table:
+    """The table without its model column where there is only one model: a page need not repeat it."""
+    if not table.rows or table.columns[0] != "Model" or len({row[0] for row in table.rows}) > 1:
+        return table
+    return Table(table.columns[1:], tuple(row[1:] for row in table.rows), table.tones)

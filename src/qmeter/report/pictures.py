@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from qmeter.analysis.latency import gaps
 from qmeter.analysis.points import Deployment, Point
 from qmeter.analysis.recommend import Recommendation
-from qmeter.analysis.summary import ParetoSet, StudySummary
+from qmeter.analysis.summary import ParetoPoint, ParetoSet, StudySummary
 from qmeter.record import CellTables, Quantity, Window
 from qmeter.report import charts
 from qmeter.report.charts import Chart, Row
 from qmeter.report.numbers import change, shown
 from qmeter.report.palette import Style
+from qmeter.report.views import common_workload
 from qmeter.report.words import load_text
 
 QUANTILES = (5, 25, 50, 75, 95, 99)
@@ -31,72 +32,72 @@ def _span(prefix: str, q: Quantity, factor: float = 1.0, shift: float = 0.0) -> 
     return {prefix + end: (v - shift) * factor for end, v in ends.items()}
 
 
+Axis = tuple[str, Callable[[ParetoPoint], Quantity], float, float]
+"""Title, where the quantity comes from, factor and shift to the shown unit."""
+
+
 def pareto_charts(found: ParetoSet, deployments: Sequence[Deployment], styles: Sequence[Style]) -> list[Chart]:
     """Quality against performance, energy against performance, quality against energy: those whose axes are known."""
     by_key = {d.key: d for d in deployments}
-    performance, name = _performance_axis(found)
-    axes: dict[str, tuple[str, str, float, float]] = {
-        "performance": (
-            performance,
-            name,
-            1000.0 if performance.endswith("_s") and "tok" not in performance else 1.0,
-            0.0,
-        ),
-        "energy": ("j_per_output_token", "Energy per output token, J", 1.0, 0.0),
-        "quality": ("ppl_ratio", "Perplexity against the reference, %", 100.0, 1.0),
-        "memory": ("weight_bytes", "Weights, GB", 1e-9, 0.0),
+
+    def own(name: str) -> Callable[[ParetoPoint], Quantity]:
+        return lambda p: by_key[p.key].quality.get(name) or by_key[p.key].memory.get(name) or p.point.get(name)
+
+    axes: dict[str, Axis] = {
+        "performance": _performance(found, deployments),
+        "energy": ("Energy per output token, J", own("j_per_output_token"), 1.0, 0.0),
+        "quality": ("Perplexity against the reference, %", own("ppl_ratio"), 100.0, 1.0),
+        "memory": ("Weights, GB", own("weight_bytes"), 1e-9, 0.0),
     }
-    out = []
-    for x, y, title in (
+    wanted = (
         ("quality", "performance", "Speed against quality"),
         ("energy", "performance", "Speed against energy"),
         ("quality", "energy", "Energy against quality"),
         ("memory", "quality", "Quality against memory"),
-    ):
-        rows = []
-        for p in found.points:
-            values = {a: _objective(by_key[p.key], p.point, axes[a][0]) for a in (x, y)}
-            if not all(q.known for q in values.values()):
-                continue
-            row: Row = {"method": p.key.label, "kept": p.dominated_by is None}
-            row["label"] = "not dominated" if p.dominated_by is None else f"dominated by {p.dominated_by.label}"
-            for axis, short in ((x, "x"), (y, "y")):
-                quantity, _, factor, shift = axes[axis]
-                row |= _span(short, values[axis], factor, shift)
-                row[f"{short}_text"] = str(change(values[axis]) if quantity == "ppl_ratio" else shown(values[axis]))
-            rows.append(row)
-        if len(rows) < 2:
-            continue
-        out.append(
-            Chart(
-                name=slug(f"pareto-{x}-{y}-{found.model}"),
-                title=title,
-                caption="Filled: not dominated beyond noise. Hollow: another method is better on one objective beyond "
-                "noise and worse on none (performance, energy and quality together). Bars are 95% intervals.",
-                spec=charts.scatter(rows, styles, axes[x][1], axes[y][1]),
-                rows=rows,
-                description=f"{title}: {len(rows)} methods.",
-            )
+    )
+    made = [(_trade_rows(found, axes[x], axes[y]), x, y, title) for x, y, title in wanted]
+    return [
+        Chart(
+            name=slug(f"pareto-{x}-{y}-{found.model}-{found.family}"),
+            title=title,
+            caption="",
+            spec=charts.scatter(rows, styles, axes[x][0], axes[y][0]),
+            rows=rows,
+            description=f"{title}: {len(rows)} methods.",
         )
-        if len(out) == 3:
-            break
-    return out
+        for rows, x, y, title in made
+        if len(rows) > 1
+    ][:3]
 
 
-def _performance_axis(found: ParetoSet) -> tuple[str, str]:
+def _trade_rows(found: ParetoSet, x: Axis, y: Axis) -> list[Row]:
+    rows = []
+    for p in found.points:
+        row: Row = {"method": p.key.label, "kept": p.dominated_by is None}
+        row["label"] = "not dominated" if p.dominated_by is None else f"dominated by {p.dominated_by.label}"
+        for short, (title, of, factor, shift) in (("x", x), ("y", y)):
+            q = of(p)
+            if q.known:
+                row |= _span(short, q, factor, shift)
+                row[f"{short}_text"] = str(change(q) if title.startswith("Perplexity") else shown(q))
+        if "x" in row and "y" in row:
+            rows.append(row)
+    return rows
+
+
+def _performance(found: ParetoSet, deployments: Sequence[Deployment]) -> Axis:
+    """Goodput (no SLO: output rate) at each method's best load; where it ties for most, latency at one common load."""
     name = next((a.name for a in found.axes if a.name in ("goodput_hz", "throughput_tok_s")), "goodput_hz")
-    values = [p.objectives[name].value or 0.0 for p in found.points]
-    if values and (max(values) - min(values)) < 0.05 * max(values):
-        return "e2e_mean_s", "E2E latency at the best load, mean, ms"
-    return name, "Goodput, req/s" if name == "goodput_hz" else "Output rate, token/s"
-
-
-def _objective(d: Deployment, p: Point, name: str) -> Quantity:
-    if name == "weight_bytes":
-        return d.memory[name]
-    if name == "ppl_ratio":
-        return d.quality.get(name, Quantity.unknown("1", "not measured"))
-    return p.get(name)
+    best = [p.objectives[name].value or 0.0 for p in found.points]
+    tied = sum(v >= 0.98 * max(best) for v in best) if best else 0
+    common = common_workload(deployments, found.family)
+    if tied > len(best) / 2 and common is not None:
+        mine = {p.key: p for d in deployments for p in d.points if p.workload == common.workload}
+        none = Quantity.unknown("s", "no usable cell at this load")
+        at = load_text(common.load)
+        return f"E2E mean at {at}, ms", lambda p: mine[p.key].get("e2e_mean_s") if p.key in mine else none, 1000.0, 0.0
+    title = "Goodput, req/s" if name == "goodput_hz" else "Output rate, token/s"
+    return title, lambda p: p.objectives[name], 1.0, 0.0
 
 
 CURVES = (
@@ -126,9 +127,7 @@ def load_charts(
         if not rows:
             continue
         limit = getattr(r.slo, limit_of, None) if r.slo and limit_of else None
-        caption = "Hollow points: overloaded or not stationary, so the value depends on the window's length."
-        if unknown:
-            caption += f" Some points are unknown (see the table of cells): {', '.join(unknown)}."
+        caption = f"Some points are unknown (see every load point): {', '.join(unknown)}." if unknown else ""
         unit = points[0].load.unit
         load = {"1/s": "Requests due, req/s", "concurrent": "Requests in flight"}.get(unit, unit)
         out.append(
@@ -149,15 +148,8 @@ def load_charts(
 
 def _curve_row(p: Point, name: str, factor: float) -> Row:
     q = p.get(name)
-    sound = not p.overloaded and not any(w.kind == "not_stationary" for w in p.warnings)
-    row: Row = {
-        "method": p.key.label,
-        "x": p.load.value,
-        "load": load_text(p.load),
-        "sound": sound,
-        "text": str(shown(q)),
-    }
-    row["state"] = "overloaded" if p.overloaded else "stationary" if sound else "not stationary"
+    row: Row = {"method": p.key.label, "x": p.load.value, "load": load_text(p.load), "text": str(shown(q))}
+    row |= {"sound": p.sound, "state": "overloaded" if p.overloaded else "stationary" if p.sound else "not stationary"}
     return row | _span("y", q, factor)
 
 

@@ -110,11 +110,11 @@ def _group(summary: StudySummary, r: Recommendation, pareto: ParetoSet, notes: N
         Column(goodput, "at best load", metric("goodput_hz" if r.slo else "throughput_tok_s").definition),
         Column("TTFT p90", f"at {at}", metric("ttft_p90_s").definition),
         Column("TPOT mean", f"at {at}", metric("tpot_mean_s").definition),
-        Column("Energy / token", f"at {at}", metric("j_per_output_token").definition),
+        Column("Energy/token", f"at {at}", metric("j_per_output_token").definition),
         Column("Perplexity", "change", metric("ppl_ratio").definition),
         Column("Weights", "loaded", metric("weight_bytes").definition),
     )
-    return GroupView(r.model, r.family, slo_text(r.slo), advice(r), columns, tuple(rows), at, r, pareto)
+    return GroupView(r.model, r.family, slo_text(r.slo), advice(r, pareto), columns, tuple(rows), at, r, pareto)
 
 
 def common_workload(deployments: Sequence[Deployment], family: str) -> Point | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qmeter.analysis.metrics import metric
 from qmeter.analysis.points import Load, Point, SLOVerdict
 from qmeter.analysis.recommend import Candidate, Criterion, QualityVerdict, Recommendation
+from qmeter.analysis.summary import ParetoSet
 from qmeter.record import Quantity
 from qmeter.report.numbers import change, seconds, share, shown
 from qmeter.spec.workload import SLO
@@ -40,8 +42,8 @@ def load_text(load: Load) -> str:
     return f"{load.value:.4g} {unit}"
 
 
-def advice(r: Recommendation) -> Advice:
-    """One recommendation in words."""
+def advice(r: Recommendation, pareto: ParetoSet | None = None) -> Advice:
+    """One recommendation in words; with the Pareto set, it says where the choice is dominated."""
     if r.choice is None or r.choice.point is None:
         return _no_choice(r)
     label = r.choice.deployment.key.label
@@ -50,8 +52,17 @@ def advice(r: Recommendation) -> Advice:
         method=label,
         why=tuple(filter(None, [_performance(r), _quality(r), _cost(r.choice)])),
         sure=_sure(r),
-        caveats=r.caveats,
+        caveats=(*r.caveats, *_dominated(r, pareto)),
     )
+
+
+def _dominated(r: Recommendation, pareto: ParetoSet | None) -> list[str]:
+    assert r.choice is not None
+    mine = next((p for p in pareto.points if p.key == r.choice.deployment.key), None) if pareto else None
+    if pareto is None or mine is None or mine.dominated_by is None:
+        return []
+    axes = ", ".join(metric(a.name).label.lower() for a in pareto.axes)
+    return [f"on {axes} together, {mine.dominated_by.label} is better on one beyond noise and worse on none"]
 
 
 def _no_choice(r: Recommendation) -> Advice:
@@ -139,8 +150,8 @@ def _sure(r: Recommendation) -> str:
         name = r.runner_up.deployment.key.label
         equal = _equal_before(r)
         text.append(
-            f"Runner-up: {name}{equal}, behind on {_ON[r.lost_on]} ({_value(other)} against {_value(mine)}), "
-            f"beyond the intervals."
+            f"Runner-up: {name}{equal}, behind on {_ON[r.lost_on]} beyond noise "
+            f"({_value(other)} against {_value(mine)})."
         )
     elif r.runner_up is None and not r.tied:
         text.append("No other candidate was left to compare it with.")
