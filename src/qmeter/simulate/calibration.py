@@ -1,0 +1,175 @@
+"""A calibration: everything that predicts one deployment, as plain data that a JSON file holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from qmeter.errors import AnalysisError
+from qmeter.registry import nearest
+from qmeter.simulate.fit import Basis
+from qmeter.simulate.rules import Rules
+from qmeter.simulate.steptime import StepModel, resampled
+
+F64 = NDArray[np.float64]
+VERSION = 1
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Support(_Frozen):
+    """What the calibrating records covered; questions beyond it are refused, or answered with wider intervals."""
+
+    sequences: int
+    step_tokens: int
+    kv_tokens: float
+    longest_request_tokens: int
+    energy: bool
+
+
+class Calibration(_Frozen):
+    """One deployment's rules, step model with bootstrap draws, noise, delays and support.
+
+    Attributes:
+        deployment: model, method, engine, device, parallelism, as the records name them.
+        basis: knots and padding of the step-time curve.
+        coefficients, draws: of the basis; ``draws`` are the bootstrap's.
+        noise_decode, noise_mixed: quantiles of measured / modelled step times.
+        energy, energy_draws: joule coefficients (:data:`qmeter.simulate.power.COLUMNS`); ``None``: no counter.
+        energy_series: the counter they are from; ``why_no_energy`` where there is none.
+        input_s, output_s: delays between client and scheduler, either way.
+        cell_sigma: spread (log scale) of whole cells around the model: what differs from run to run.
+        energy_sigma: the same for energy.
+        cells: ids of the records used. effective: what the engine reported of itself.
+    """
+
+    version: int = VERSION
+    deployment: dict[str, Any]
+    effective: dict[str, Any]
+    rules: dict[str, Any]
+    basis: dict[str, Any]
+    coefficients: tuple[float, ...]
+    draws: tuple[tuple[float, ...], ...]
+    noise_decode: tuple[float, ...]
+    noise_mixed: tuple[float, ...]
+    energy: tuple[float, ...] | None = None
+    energy_draws: tuple[tuple[float, ...], ...] = ()
+    energy_series: str | None = None
+    why_no_energy: str | None = None
+    input_s: float
+    output_s: float
+    cell_sigma: float
+    energy_sigma: float = 0.0
+    support: Support
+    cells: tuple[str, ...]
+    qmeter_version: str
+    extrapolated: str | None = None
+    """How it was moved to what was never measured (another device, model or length), or ``None``."""
+
+    @property
+    def id(self) -> str:
+        """Hash of the whole calibration; simulated records name it."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def label(self) -> str:
+        """model/method/engine."""
+        d = self.deployment
+        return f"{d['model']}/{d['method']}/{d['engine']}"
+
+    def scheduler(self) -> Rules:
+        """The rules of its replica."""
+        return Rules(**self.rules)
+
+    def step_model(self, draw: int | None = None, seed: int = 0, *, noise: bool = True) -> StepModel:
+        """The step model: the fitted one, or bootstrap draw ``draw``, with a whole-cell deviation of its own."""
+        rng = np.random.default_rng((seed, 0 if draw is None else draw + 1))
+        pick = self.coefficients if draw is None else self.draws[draw % len(self.draws)]
+        shift = 1.0 if draw is None else float(np.exp(rng.normal(0.0, self.cell_sigma)))
+        return self._model(np.asarray(pick) * shift, self._energy(draw, rng), rng, noise)
+
+    def _energy(self, draw: int | None, rng: np.random.Generator) -> F64:
+        if self.energy is None:
+            return np.zeros(6)
+        if draw is None or not self.energy_draws:
+            return np.asarray(self.energy)
+        return np.asarray(self.energy_draws[draw % len(self.energy_draws)]) * np.exp(rng.normal(0.0, self.energy_sigma))
+
+    def _model(self, c: F64, e: F64, rng: np.random.Generator, noise: bool) -> StepModel:
+        rules, basis = self.scheduler(), basis_of(self.basis)
+        decode, mixed = basis.tables(c, rules.max_sequences, rules.token_budget)
+        seed = int(rng.integers(2**31))
+        sequences, tokens = np.arange(rules.max_sequences + 1), np.arange(rules.token_budget + 1)
+        one = np.ones(1)
+        return StepModel(
+            decode, mixed, kv_s=float(c[-3]), pair_s=float(c[-2]), chunk_s=float(c[-1]),
+            decode_j=e[2] * sequences, mixed_j=e[3] * tokens, kv_j=float(e[4]), pair_j=float(e[5]),
+            busy_w=float(e[1]), idle_w=float(e[0]), input_s=self.input_s, output_s=self.output_s,
+            noise_decode=resampled(_pool(self.noise_decode), seed) if noise else one,
+            noise_mixed=resampled(_pool(self.noise_mixed), seed + 1) if noise else one,
+        )  # fmt: skip
+
+
+def _pool(quantiles: tuple[float, ...]) -> F64:
+    return np.asarray(quantiles if quantiles else (1.0,), dtype=np.float64)
+
+
+def basis_of(data: dict[str, Any]) -> Basis:
+    """A basis from plain data."""
+    return Basis(tuple(data["decode_knots"]), tuple(data["mixed_knots"]), tuple(int(p) for p in data["pad"]))
+
+
+def plain(thing: Basis | Rules) -> dict[str, Any]:
+    """A basis or rules as plain data."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(thing).items()}
+
+
+def save(calibrations: list[Calibration], path: Path) -> Path:
+    """Write calibrations to one JSON file."""
+    data = [c.model_dump(mode="json") for c in calibrations]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"qmeter_calibrations": VERSION, "calibrations": data}, separators=(",", ":")) + "\n")
+    return path
+
+
+def load_calibrations(path: Path) -> list[Calibration]:
+    """Read a file that :func:`save` wrote.
+
+    Raises:
+        AnalysisError: it is missing, no such file, or from a newer qMeter.
+    """
+    try:
+        data = json.loads(path.read_text())
+        if data["qmeter_calibrations"] > VERSION:
+            raise AnalysisError(f"{path} was written by a newer qMeter", hint="upgrade qMeter")
+        return [Calibration.model_validate(c) for c in data["calibrations"]]
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        first = str(error).splitlines()[0]
+        raise AnalysisError(f"{path} is not a calibration file: {first}",
+                            hint="write one with: qmeter calibrate-model DIR --out FILE") from error  # fmt: skip
+
+
+def find(calibrations: list[Calibration], **wanted: str | None) -> list[Calibration]:
+    """Those that match every given deployment field (model, method, engine, device).
+
+    Raises:
+        AnalysisError: none does; the hint names the nearest.
+    """
+    asked = {k: v for k, v in wanted.items() if v is not None}
+    found = [c for c in calibrations if all(str(c.deployment.get(k)) == v for k, v in asked.items())]
+    if found:
+        return found
+    labels = [c.label for c in calibrations]
+    close = nearest("/".join(asked.values()), labels) or labels[:8]
+    raise AnalysisError(f"no calibration for {', '.join(f'{k} {v}' for k, v in asked.items())}",
+                        hint=f"there are: {', '.join(close)}")  # fmt: skip

@@ -1,0 +1,180 @@
+"""A simulated deployment: the same schedule as a measured cell, and tables of the same shape, marked simulated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qmeter.record import (
+    CellTables,
+    EffectiveConfig,
+    Requests,
+    RequestStatus,
+    SeriesInfo,
+    Steps,
+    Telemetry,
+    Tokens,
+)
+from qmeter.simulate.calibration import Calibration
+from qmeter.simulate.fast import simulate
+from qmeter.simulate.load import Detail, SimLoad, SimResult, load_of
+from qmeter.simulate.rules import Rules
+from qmeter.simulate.steptime import StepModel
+from qmeter.workload.schedule import Schedule
+
+F64 = NDArray[np.float64]
+
+TELEMETRY_S = 0.1
+"""Spacing of simulated telemetry: the refresh period of NVML's counter."""
+
+
+@dataclass(frozen=True)
+class SimulatedCell:
+    """What the runner needs of a simulated cell: as after measuring.
+
+    Attributes:
+        tables: requests, tokens, telemetry and steps on the cell's clock.
+        series: what telemetry there is; gaps with the reason.
+        effective: the calibrated deployment's own report.
+        calibration: id to go into ``Provenance.calibration``.
+        notes: what a reader must know (questions near the edge of the calibration).
+        result: the simulator's own numbers.
+    """
+
+    tables: CellTables
+    series: tuple[SeriesInfo, ...]
+    effective: EffectiveConfig
+    calibration: str
+    notes: tuple[str, ...]
+    result: SimResult
+
+
+def run_cell(
+    calibration: Calibration,
+    schedule: Schedule,
+    *,
+    seed: int = 0,
+    draw: int | None = None,
+    allow_extrapolation: bool = False,
+) -> SimulatedCell:
+    """Serve a cell's schedule on the calibrated deployment.
+
+    Args:
+        calibration: of the deployment.
+        schedule: the seeded schedule that a measurement would be driven with.
+        seed: of the noise.
+        draw: which bootstrap draw of the parameters; ``None``: the fitted ones.
+        allow_extrapolation: answer outside the calibration's support too, with a note.
+
+    Raises:
+        AnalysisError: the question lies outside what the calibration supports; the message says in what.
+    """
+    from qmeter.simulate.support import check
+
+    rules, model = calibration.scheduler(), calibration.step_model(draw, seed)
+    load = load_of(schedule, rules)
+    shifted = replace(load, arrival_s=load.arrival_s + model.input_s)
+    if load.concurrency is not None:
+        shifted = replace(load, think_s=load.think_s + model.input_s + model.output_s)
+    result = simulate(shifted, rules, model, detail=True)
+    notes = check(calibration, load, result, allow=allow_extrapolation)
+    sent = _sent(schedule, load, result, model)
+    limit_s = schedule.warmup_s + schedule.window_s + schedule.drain_s
+    tables = tables_of(load, result, sent, model, rules, limit_s, calibration.energy_series)
+    return SimulatedCell(tables, _series(calibration), EffectiveConfig(**calibration.effective), calibration.id, notes,
+                         result)  # fmt: skip
+
+
+def _sent(schedule: Schedule, load: SimLoad, result: SimResult, model: StepModel) -> F64:
+    if load.concurrency is None:
+        return np.asarray(schedule.send_s, dtype=np.float64)
+    sent = result.arrival_s - model.input_s
+    sent[: load.concurrency] = 0.0
+    return np.asarray(sent, dtype=np.float64)
+
+
+def tables_of(
+    load: SimLoad, result: SimResult, sent: F64, model: StepModel, rules: Rules, limit_s: float, energy: str | None
+) -> CellTables:
+    """A run as the four tables. The client's stamps are ``output_s`` after the steps; it stops waiting at ``limit_s``."""
+    detail = result.detail
+    assert detail is not None
+    token_s = detail.token_s + model.output_s
+    request = np.repeat(np.arange(len(load)), np.diff(detail.token_start))
+    seen = token_s <= limit_s
+    counts = np.bincount(request[seen], minlength=len(load))
+    first, last = result.first_s + model.output_s, np.full(len(load), np.nan)
+    first = np.where(first <= limit_s, first, np.nan)
+    np.fmax.at(last, request[seen], token_s[seen])
+    keep = np.isfinite(sent)
+    order = np.cumsum(keep) - 1
+    done = counts == load.output
+    requests = _requests(load, sent, first, last, counts, done, limit_s)
+    rows = seen & keep[request]
+    tokens = Tokens(
+        request=order[request[rows]], t_s=token_s[rows], n=np.ones(int(rows.sum())), clock=np.zeros(int(rows.sum())),
+        coalesced=np.zeros(int(rows.sum())),
+    )  # fmt: skip
+    steps = Steps(
+        start_s=detail.step_start_s, duration_s=detail.step_s, running=detail.step_running, waiting=detail.step_waiting,
+        prefill_tokens=detail.step_prefill, decode_tokens=detail.step_decodes,
+        kv_use=detail.step_used / rules.usable_blocks,
+    )  # fmt: skip
+    chosen = Requests(**{name: column[keep] for name, column in requests.columns().items()})
+    return CellTables(chosen, tokens, _telemetry(detail, model, energy, limit_s), steps)
+
+
+def _requests(load: SimLoad, sent: F64, first: F64, last: F64, counts: NDArray[np.int64], done: NDArray[np.bool_],
+              limit_s: float) -> Requests:  # fmt: skip
+    n = len(load)
+    nothing = np.full(n, None, dtype=object)
+    status = np.where(done, RequestStatus.OK.value, RequestStatus.TIMEOUT.value).astype(object)
+    return Requests(
+        intended_s=sent, sent_s=sent, first_token_s=first, last_token_s=last, end_s=np.where(done, last, limit_s),
+        prompt_tokens_asked=load.prompt, output_tokens_asked=load.output, prompt_tokens=load.prompt,
+        output_tokens=counts, status=status, http_status=np.full(n, 200),
+        finish_reason=np.where(done, "length", None).astype(object), task=nothing, item=nothing, text=nothing,
+        error=nothing,
+    )  # fmt: skip
+
+
+def step_energy(detail: Detail, model: StepModel) -> F64:
+    """Joules of each step. Shape (steps,)."""
+    decode = model.decode_j[np.minimum(detail.step_decodes, len(model.decode_j) - 1)]
+    tokens = detail.step_decodes + detail.step_prefill
+    mixed = model.mixed_j[np.minimum(detail.step_prefill, len(model.mixed_j) - 1)] + decode
+    work = np.where(detail.step_prefill > 0, mixed, model.decode_j[np.minimum(tokens, len(model.decode_j) - 1)])
+    return np.asarray(
+        model.busy_w * detail.step_s + work + model.kv_j * detail.step_kv + model.pair_j * detail.step_pairs,
+        dtype=np.float64,
+    )
+
+
+def _telemetry(detail: Detail, model: StepModel, energy: str | None, limit_s: float) -> Telemetry:
+    if energy is None or not len(detail.step_s):
+        return Telemetry.empty()  # type: ignore[no-any-return]
+    end = detail.step_start_s + detail.step_s
+    at = np.arange(0.0, min(limit_s, float(end[-1])) + TELEMETRY_S, TELEMETRY_S)
+    edges = np.maximum.accumulate(np.column_stack([detail.step_start_s, end]).ravel())
+    spent = np.concatenate(([0.0], np.cumsum(step_energy(detail, model))))
+    busy = np.concatenate(([0.0], np.cumsum(detail.step_s)))
+    both = [np.interp(at, edges, np.column_stack([v[:-1], v[1:]]).ravel()) for v in (spent, busy)]
+    joules = both[0] + model.idle_w * (at - both[1])
+    power = np.gradient(joules, at) if len(at) > 1 else np.full(1, model.idle_w)
+    name = energy.split("+")[0]
+    series = np.array([name] * len(at) + [name.replace("energy_j", "power_w")] * len(at), dtype=object)
+    return Telemetry(series=series, t_s=np.tile(at, 2), value=np.concatenate([joules, power]))
+
+
+def _series(calibration: Calibration) -> tuple[SeriesInfo, ...]:
+    if calibration.energy_series is None:
+        gap = calibration.why_no_energy or "the calibration has no energy"
+        return (SeriesInfo(name="gpu0.energy_j", unit="J", source="simulated", cumulative=True, gap=gap),)
+    name = calibration.energy_series.split("+")[0]
+    rate = 1 / TELEMETRY_S
+    return (
+        SeriesInfo(name=name, unit="J", source="simulated", cumulative=True, rate_hz=rate),
+        SeriesInfo(name=name.replace("energy_j", "power_w"), unit="W", source="simulated", rate_hz=rate),
+    )

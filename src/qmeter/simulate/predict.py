@@ -1,0 +1,97 @@
+"""Predict a workload's metrics with intervals: simulate it once for each bootstrap draw of the calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from qmeter.analysis.cell import analyse
+from qmeter.record import Quantity
+from qmeter.simulate.calibration import Calibration
+from qmeter.simulate.engine import SimulatedCell, run_cell
+from qmeter.spec.workload import WorkloadSpec
+from qmeter.workload import Vocabulary, build
+from qmeter.workload.schedule import Schedule
+
+CONFIDENCE = 0.9
+DRAWS = 24
+VOCABULARY = 32000
+"""Token ids of simulated prompts: only their number matters."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A workload on a deployment: metrics and energy with intervals, the run behind the point estimates, and notes."""
+
+    calibration: Calibration
+    workload: WorkloadSpec
+    metrics: Mapping[str, Quantity]
+    energy: Mapping[str, Quantity]
+    cell: SimulatedCell
+    notes: tuple[str, ...]
+
+
+def predict(
+    calibration: Calibration,
+    workload: WorkloadSpec,
+    *,
+    seed: int = 1,
+    draws: int = DRAWS,
+    confidence: float = CONFIDENCE,
+    allow_extrapolation: bool = False,
+    schedule: Schedule | None = None,
+    on_draw: Callable[[int, int], None] | None = None,
+) -> Prediction:
+    """Simulate the workload and give each metric the interval that the draws span.
+
+    The draws carry the fit's uncertainty, the spread between whole runs, and the noise of single steps.
+
+    Args:
+        schedule: the requests, if not the ones that ``seed`` makes.
+        on_draw: called with (done, all) after each simulation.
+
+    Raises:
+        AnalysisError: the question lies outside what the calibration supports.
+    """
+    schedule = schedule or build(workload, seed, Vocabulary(size=VOCABULARY))
+    centre = run_cell(calibration, schedule, seed=seed, allow_extrapolation=allow_extrapolation)
+    found = analyse(centre.tables, workload, centre.series, seed=seed)
+    samples: dict[str, list[float]] = {}
+    for draw in range(draws):
+        one = run_cell(calibration, schedule, seed=seed + 1000 + draw, draw=draw, allow_extrapolation=True)
+        numbers = analyse(one.tables, workload, one.series, seed=seed)
+        for name, quantity in {**numbers.metrics, **numbers.energy}.items():
+            if quantity.value is not None:
+                samples.setdefault(name, []).append(quantity.value)
+        if on_draw:
+            on_draw(draw + 1, draws)
+    metrics = {n: interval(q, samples.get(n, []), confidence) for n, q in found.metrics.items()}
+    energy = {n: interval(q, samples.get(n, []), confidence) for n, q in found.energy.items()}
+    return Prediction(calibration, workload, metrics, energy, centre, centre.notes)
+
+
+def interval(quantity: Quantity, sample: list[float], confidence: float) -> Quantity:
+    """The draws' median with their interval, as a normal's or their quantiles, whichever is wider.
+
+    A normal's width corrects for few draws, which seldom reach their own tails.
+    """
+    if quantity.value is None or len(sample) < 3:
+        return quantity
+    values = np.asarray(sample)
+    tail = (1 - confidence) / 2
+    low, high = (float(v) for v in np.quantile(values, [tail, 1 - tail]))
+    centre = float(np.median(values))
+    spread = float(values.std(ddof=1)) * normal_quantile(1 - tail) * (1 + 1 / (2 * len(values)))
+    low, high = min(low, centre - spread), max(high, centre + spread)
+    if float(values.min()) >= 0:
+        low = max(low, 0.0)
+    return Quantity.of(centre, quantity.unit, low=low, high=high, n=quantity.n)
+
+
+def normal_quantile(p: float) -> float:
+    """The standard normal's quantile."""
+    from statistics import NormalDist
+
+    return NormalDist().inv_cdf(p)
