@@ -17,25 +17,27 @@ from qmeter.errors import EngineCrashed, EngineUnavailable, MethodUnsupported, O
 from qmeter.spec.study import Deployment, EngineRef, ModelRef, Parallelism
 
 LOG = """\
-llama_model_loader: loaded meta data with 30 key-value pairs and 272 tensors from q4_0.gguf (version GGUF V3 (latest))
-llama_model_loader: - type  f32:   61 tensors
-llama_model_loader: - type q4_0:  210 tensors
-llama_model_loader: - type q8_0:    1 tensors
-print_info: file format = GGUF V3 (latest)
-print_info: file type   = Q4_0
-print_info: file size   = 85.77 MiB (5.35 BPW)
-load_tensors:   CPU_Mapped model buffer size =    85.77 MiB
-llama_kv_cache: size =   90.00 MiB (  2048 cells,  30 layers,  8/8 seqs), K (q8_0):   45.00 MiB, V (q8_0):   45.00 MiB
+0.00.723.594 I llama_model_loader: - kv  32:                          general.file_type u32              = 2
+0.00.723.602 I llama_model_loader: - type  f32:   61 tensors
+0.00.723.633 I llama_model_loader: - type q4_0:  210 tensors
+0.00.723.641 I llama_model_loader: - type q8_0:    1 tensors
+0.00.723.657 I print_info: file type   = Q4_0
+0.00.887.425 I load_tensors:   CPU_Mapped model buffer size =    85.77 MiB
+0.00.887.432 I load_tensors:   CPU_REPACK model buffer size =    56.95 MiB
+0.00.977.998 I llama_kv_cache:        CPU KV buffer size =    23.91 MiB
+0.01.030.158 I llama_kv_cache: size =   23.91 MiB (   512 cells,  30 layers,  4/4 seqs), \
+K (q8_0):   11.95 MiB, V (q8_0):   11.95 MiB
+0.02.568.357 I srv  llama_server: model loaded
 """
 PROPS = {
-    "default_generation_settings": {"params": {}, "n_ctx": 2048},
-    "total_slots": 8, "model_alias": "smol", "model_ftype": "Q4_0", "model_path": "/m/q4_0.gguf",
-    "build_info": "b6900-abcdef12",
+    "default_generation_settings": {"params": {}, "n_ctx": 512},
+    "total_slots": 4, "model_alias": "smol", "model_ftype": "Q4_0", "model_path": "/m/q4_0.gguf",
+    "build_info": "b1-0c1e570",
 }  # fmt: skip
 MODELS = {
     "object": "list",
     "data": [{"id": "smol", "aliases": ["smol"], "object": "model", "owned_by": "llamacpp",
-              "meta": {"n_vocab": 49152, "n_ctx": 2048, "n_params": 134515008, "size": 89931840, "ftype": "Q4_0"}}],
+              "meta": {"n_vocab": 49152, "n_ctx": 512, "n_params": 134515008, "size": 89941248, "ftype": "Q4_0"}}],
 }  # fmt: skip
 
 
@@ -115,6 +117,16 @@ def test_what_cannot_be_run_is_refused_before_a_start(tmp_path: Path, program: s
         engine.launch_command(deployment(binary=program, dp=2), gguf(tmp_path), 1, tmp_path)
 
 
+@pytest.mark.parametrize(("told", "given"), [(" - 4: trace (more info)", True), ("no levels", False)])
+def test_a_server_with_log_levels_is_asked_for_the_loaders_lines(told: str, given: bool, tmp_path: Path) -> None:
+    path = tmp_path / "llama-server"
+    path.write_text(f"#!/bin/sh\necho '{told}'\n")
+    path.chmod(0o755)
+    made = argv(tmp_path, str(path))
+    assert ("--verbosity" in made) is given
+    assert not given or after(made, "--verbosity") == "4"
+
+
 def test_llama_server_missing_from_path_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(EngineUnavailable, match="llama-server is not on PATH") as caught:
@@ -135,9 +147,9 @@ def test_it_is_ready_when_health_says_so_and_tells_what_it_runs(tmp_path: Path) 
         server.answers |= {"/health": (200, {"status": "ok"}), "/props": (200, PROPS), "/v1/models": (200, MODELS)}
         found = LlamaCppEngine().effective(launch)
     assert found is not None
-    assert (found.weight_bytes, found.weight_type, found.kv_type) == (89931840, "int4", "int8")
-    assert (found.kv_blocks, found.kv_block_tokens, found.max_sequences) == (2048 * 8, 1, 8)
-    assert found.max_model_tokens == 2048 and found.engine_version == "b6900-abcdef12"
+    assert (found.weight_bytes, found.weight_type, found.kv_type) == (89941248, "int4", "int8")
+    assert (found.kv_blocks, found.kv_block_tokens, found.max_sequences) == (512 * 4, 1, 4)
+    assert found.max_model_tokens == 512 and found.engine_version == "b1-0c1e570"
     assert set(found.sources) >= {"weight_bytes", "weight_type", "kv_type"}
     assert found.activation_type is None and found.kernel is None
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ PROGRAM = "llama-server"
 SEQUENCES, SEQUENCE_TOKENS = 8, 2048
 """Slots, and the longest sequence of each, where the study does not say."""
 ALL_LAYERS = "999"
+HELP_S = 10.0
+"""Longest that ``--help`` may take. Units: s."""
 NOT_GGUF = ("safetensors", "synth", "remote")
 """Artifact formats that it cannot read."""
 
@@ -86,10 +90,12 @@ class LlamaCppEngine:
                 hint="give a GGUF as models[].source",
             )
         ref = deployment.engine
+        program = _program(ref)
         argv = [
-            _program(ref), "--model", str(artifact.path), "--alias", deployment.model.name, "--host", "127.0.0.1",
-            "--port", str(port), "--metrics", "--no-webui", *flags.args, *_cache_args(deployment, flags.kv),
-            *_device_args(deployment.device, deployment.parallelism), *_knob_args(ref.options), *ref.args,
+            program, *_log_args(program), "--model", str(artifact.path), "--alias", deployment.model.name,
+            "--host", "127.0.0.1", "--port", str(port), "--metrics", "--no-webui", *flags.args,
+            *_cache_args(deployment, flags.kv), *_device_args(deployment.device, deployment.parallelism),
+            *_knob_args(ref.options), *ref.args,
         ]  # fmt: skip
         return Launch(
             argv=tuple(argv),
@@ -124,24 +130,24 @@ def effective_config(props: Mapping[str, Any], model: Mapping[str, Any], log: st
     """What ``/props``, the model's entry in ``/v1/models`` and the log say together; the rest stays ``None``."""
     meta = model.get("meta") if isinstance(model.get("meta"), dict) else {}
     assert isinstance(meta, dict)
-    tensors, cache = tensor_types(log), _KV.search(log)
+    tensors, kv = tensor_types(log), _KV.search(log)
     ftype = props.get("model_ftype") or meta.get("ftype")
     settings = props.get("default_generation_settings") or {}
     found: dict[str, tuple[Any, str]] = {
         "engine_version": (props.get("build_info"), "GET /props build_info"),
         "weight_bytes": (meta.get("size"), "GET /v1/models meta.size (bytes of the tensors loaded)"),
         "weight_type": (_weight_type(tensors, ftype), "log: tensors by type" if tensors else "GET /props model_ftype"),
-        "kv_type": (_kv_type(cache), "log: llama_kv_cache K and V"),
-        "kv_blocks": (int(cache[1]) * int(cache[2]) if cache else None, "log: llama_kv_cache cells"),
-        "kv_block_tokens": (1 if cache else None, "one token a cell"),
+        "kv_type": (_kv_type(kv), "log: llama_kv_cache K and V"),
+        "kv_blocks": (int(kv[1]) * int(kv[2]) if kv else None, "log: llama_kv_cache cells"),
+        "kv_block_tokens": (1 if kv else None, "one token a cell"),
         "max_sequences": (props.get("total_slots"), "GET /props total_slots"),
         "max_model_tokens": (settings.get("n_ctx"), "GET /props n_ctx of a slot"),
     }
     properties = {f"tensors.{kind}": str(count) for kind, count in tensors.items()}
     if ftype:
         properties["model_ftype"] = str(ftype)
-    if cache:
-        properties |= {"kv.k": cache[3], "kv.v": cache[4], "kv.streams": cache[2]}
+    if kv:
+        properties |= {"kv.k": kv[3], "kv.v": kv[4], "kv.streams": kv[2]}
     return EffectiveConfig(
         **{name: value for name, (value, _) in found.items() if value is not None},
         properties=properties,
@@ -170,10 +176,10 @@ def _weight_type(tensors: Mapping[str, int], ftype: str | None) -> str | None:
     return _word("f32" if tensors else ftype)
 
 
-def _kv_type(cache: re.Match[str] | None) -> str | None:
-    if cache is None:
+def _kv_type(kv: re.Match[str] | None) -> str | None:
+    if kv is None:
         return None
-    k, v = _word(cache[3]), _word(cache[4])
+    k, v = _word(kv[3]), _word(kv[4])
     return k if k == v else f"{k}+{v}"
 
 
@@ -194,6 +200,17 @@ def _program(ref: EngineRef) -> str:
             hint="build llama.cpp (cmake --build build --target llama-server) and name it in engines[].binary",
         )
     return found
+
+
+@cache
+def _log_args(program: str) -> tuple[str, ...]:
+    """What makes the loader log tensors and KV cache: level 4 where levels go from 0 to 5 ("trace", some 30 lines a
+    request and none a token); older servers log them anyway, and know level 4 as something else."""
+    try:
+        told = subprocess.run([program, "--help"], capture_output=True, text=True, errors="replace", timeout=HELP_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    return ("--verbosity", "4") if "- 4: trace" in told.stdout else ()
 
 
 def _cache_args(deployment: Deployment, kv: catalog.KVFormat) -> list[str]:
