@@ -140,3 +140,15 @@ def test_warnings_about_support_and_memory_are_no_failure():
         "(EngineCore pid=411) INFO 11-23 17:29:18 [x.py:1] CUDA graphs may run out of memory\n"
     )
     assert log.failure(text) is None
+
+
+def test_types_that_the_kernel_was_configured_with_count_more_than_its_name():
+    text = make_log("auto_gptq", kernel="Using MarlinLinearKernel for AutoGPTQLinearMethod", gib=("5.31",)) + (
+        "(EngineCore pid=411) INFO 11-23 17:29:20 [inplace.py:56] MarlinLinearKernel configured with weights uint4b8 and "
+        "activations torch.int8\n"
+    )
+    effective, found = verified("w4a8-int8", text, make_page())
+    assert (effective.weight_type, effective.activation_type) == ("int4", "int8")
+    assert found.verified
+    _, wrong = verified("gptq-w4a16", text, make_page())
+    assert "activation_type" in {check.name for check in wrong.failed}

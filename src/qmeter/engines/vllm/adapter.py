@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import importlib.util
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -25,8 +26,9 @@ SYNTH_ARGS = (
     "--load-format", "qmeter_synth", "--worker-extension-cls", "qmeter.sources.synth.inplace.SynthWorker",
 )  # fmt: skip
 QUIET_ENV = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
-FORK_ENV = {"VLLM_WORKER_MULTIPROC_METHOD": "fork"}
-"""The engine process inherits the front end's imports instead of repeating them (vLLM falls back by itself)."""
+FORK = "VLLM_WORKER_MULTIPROC_METHOD"
+"""``fork`` unless the user's environment says otherwise: the engine process inherits the front end's imports instead
+of repeating them (vLLM itself falls back to ``spawn`` where CUDA was touched)."""
 
 SOURCES = (
     MetricSource("engine.running", "vllm:num_requests_running", "1"),
@@ -83,7 +85,12 @@ class VllmEngine:
             *(SYNTH_ARGS if artifact.format == SYNTH_FORMAT else ()),
             *(["--scheduler-cls", steplog.QUALNAME] if logged else []), *ref.args,
         ]  # fmt: skip
-        env = {**QUIET_ENV, **(FORK_ENV if own else {}), **flags.env, **knob_env(ref.options)}
+        env = {
+            **QUIET_ENV,
+            **({FORK: os.environ.get(FORK, "fork")} if own else {}),
+            **flags.env,
+            **knob_env(ref.options),
+        }
         if logged:
             env[steplog.PATH_ENV] = str(workdir)
         return Launch(

@@ -33,6 +33,7 @@ _LINES: dict[str, re.Pattern[str]] = {
 }
 _WEIGHTS = re.compile(r"Model loading took ([\d.]+) GiB")
 _KERNEL = re.compile(r"(?:Using|Selected) (\w*Kernel\w*) for (\w+)")
+_CONFIGURED = re.compile(r"Kernel configured with weights (\S+) and activations (\S+)")
 _ERROR_LINE = re.compile(r"(?:^|\s)((?:\w+\.)*\w*(?:Error|Exception)): (.+)")
 
 _MEMORY = re.compile(
@@ -63,14 +64,24 @@ TYPES_BY_SCHEME: dict[str, tuple[str, str]] = {
 SILENT_SCHEMES = ("bitsandbytes",)
 """Values of ``quantization`` whose kernels vLLM never names: only the weight bytes tell whether they are in effect."""
 
+TYPE_WORDS = {
+    "uint4b8": "int4", "uint4": "int4", "int4": "int4", "uint8b128": "int8", "uint8": "int8", "int8": "int8",
+    "float8_e4m3fn": "fp8", "bfloat16": "bf16", "float16": "f16",
+}  # fmt: skip
+"""vLLM's scalar types and torch's → the catalog's words."""
+
 
 @dataclass(frozen=True)
 class LogFacts:
-    """What a log says: ``values`` by name, ``kernels`` as (kernel, scheme), ``worker_gib`` of weights a worker."""
+    """What a log says: ``values`` by name, ``kernels`` as (kernel, scheme), ``worker_gib`` of weights a worker.
+
+    ``configured``: weight and activation type that the in-place loader saw in the kernel's configuration.
+    """
 
     values: dict[str, str] = field(default_factory=dict)
     kernels: tuple[tuple[str, str], ...] = ()
     worker_gib: tuple[float, ...] = ()
+    configured: tuple[str, str] | None = None
 
     @property
     def weight_bytes(self) -> int | None:
@@ -97,6 +108,9 @@ class LogFacts:
             return (None, None) if silent else (dtype, dtype)
         kernel, scheme = self.kernels[0]
         weight, activation = TYPES_BY_SCHEME.get(scheme, (None, None))
+        if self.configured:
+            seen = (self.configured[0], self.configured[1].removeprefix("torch."))
+            weight, activation = (TYPE_WORDS.get(word) for word in seen)
         if "Marlin" in kernel and activation == "fp8" and weight == "fp8":
             activation = dtype
         return weight, activation
@@ -107,7 +121,9 @@ def parse(text: str) -> LogFacts:
     values = {name: match[1] for name, pattern in _LINES.items() if (match := pattern.search(text))}
     kernels = dict.fromkeys((m[1], m[2]) for m in _KERNEL.finditer(text))
     workers = tuple(float(m[1]) for m in _WEIGHTS.finditer(text))
-    return LogFacts(values=values, kernels=tuple(kernels), worker_gib=workers)
+    told = _CONFIGURED.search(text)
+    configured = (told[1], told[2]) if told else None
+    return LogFacts(values=values, kernels=tuple(kernels), worker_gib=workers, configured=configured)
 
 
 def failure(text: str) -> EngineError | None:

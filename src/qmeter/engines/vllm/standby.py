@@ -8,6 +8,7 @@ process. vLLM then forks its engine process, which has the imports too. The end 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import json
 import os
@@ -52,21 +53,29 @@ def main() -> int:
     for name in MODULES:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    import torch
-
-    if torch.cuda.is_initialized():
-        print("standby: the imports initialised CUDA, which must not be forked: starting afresh instead", flush=True)
-        return 3
+    fresh = cuda_touched()
     print(f"standby: imports took {time.monotonic() - started:.1f} s", flush=True)
     line = sys.stdin.readline()
     if not line:
         return 0
     launch = json.loads(line)
     become(launch["env"], launch["log"])
+    if fresh:
+        print("standby: the imports initialised CUDA, which must not be forked: starting afresh", flush=True)
+        os.execvp(launch["argv"][0], launch["argv"])
     sys.argv = ["vllm", *launch["argv"][3:]]
-    serve = importlib.import_module("vllm.entrypoints.cli.main").main
-    serve()
+    importlib.import_module("vllm.entrypoints.cli.main").main()
     return 0
+
+
+def cuda_touched() -> bool:
+    """Whether this process initialised CUDA; its children could then not use it. Source: CUDA driver API."""
+    not_initialized = 3  # CUDA_ERROR_NOT_INITIALIZED
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return int(driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int()))) != not_initialized
 
 
 def become(env: dict[str, str], log: str) -> None:

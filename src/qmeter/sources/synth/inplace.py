@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vllm.logger import init_logger
 from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
@@ -19,6 +20,7 @@ from qmeter.sources.synth.formats import checkpoint_format
 from qmeter.sources.synth.weights import tensors
 
 LOAD_FORMAT = "qmeter_synth"
+logger = init_logger("vllm.qmeter_synth")
 
 
 class SynthWorker:
@@ -50,3 +52,18 @@ class SynthLoader(BaseModelLoader):  # type: ignore[misc]
         missing = sorted(n for n in expected - (loaded or expected) if ".attn." not in n)  # KV scales have defaults
         if missing:
             raise ValueError(f"the synthetic checkpoint lacks {len(missing)} weights: {', '.join(missing[:5])}")
+        for line in kernel_configs(model):
+            logger.info(line)
+
+
+def kernel_configs(model: Any) -> list[str]:
+    """What the model's mixed-precision kernels were configured with, once each; vLLM's own log lacks the types."""
+    found: dict[str, None] = {}
+    for module in model.modules():
+        for owner in (getattr(module, "quant_method", None), getattr(module, "scheme", None)):
+            kernel = getattr(owner, "kernel", None)
+            config = getattr(kernel, "config", None)
+            if hasattr(config, "weight_type") and hasattr(config, "act_type"):
+                name = type(kernel).__name__
+                found[f"{name} configured with weights {config.weight_type} and activations {config.act_type}"] = None
+    return list(found)
