@@ -1,4 +1,4 @@
-"""GIVEN a program started ahead, WHEN a launch comes, THEN it becomes that launch, or it is ended and another starts."""
+"""GIVEN a program started ahead, WHEN a launch comes, THEN it becomes that launch, or is ended and another starts."""
 
 from __future__ import annotations
 

@@ -83,6 +83,7 @@ def take(launch: Launch) -> Waiting | None:
     if not same or found.process.poll() is not None or found.process.stdin is None:
         _discard(found)
         return None
+    launch.log_path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps({"argv": launch.argv, "env": dict(launch.env), "log": str(launch.log_path)})
     try:
         found.process.stdin.write(line.encode() + b"\n")

@@ -144,8 +144,8 @@ def test_warnings_about_support_and_memory_are_no_failure():
 
 def test_types_that_the_kernel_was_configured_with_count_more_than_its_name():
     text = make_log("auto_gptq", kernel="Using MarlinLinearKernel for AutoGPTQLinearMethod", gib=("5.31",)) + (
-        "(EngineCore pid=411) INFO 11-23 17:29:20 [inplace.py:56] MarlinLinearKernel configured with weights uint4b8 and "
-        "activations torch.int8\n"
+        "(EngineCore pid=411) INFO 11-23 17:29:20 [inplace.py:56] MarlinLinearKernel configured with weights uint4b8 "
+        "and activations torch.int8\n"
     )
     effective, found = verified("w4a8-int8", text, make_page())
     assert (effective.weight_type, effective.activation_type) == ("int4", "int8")

@@ -61,8 +61,8 @@ def kernel_configs(model: Any) -> list[str]:
     found: dict[str, None] = {}
     for module in model.modules():
         for owner in (getattr(module, "quant_method", None), getattr(module, "scheme", None)):
-            kernel = getattr(owner, "kernel", None)
-            config = getattr(kernel, "config", None)
+            kernel: Any = getattr(owner, "kernel", None)
+            config: Any = getattr(kernel, "config", None)
             if hasattr(config, "weight_type") and hasattr(config, "act_type"):
                 name = type(kernel).__name__
                 found[f"{name} configured with weights {config.weight_type} and activations {config.act_type}"] = None
