@@ -37,6 +37,10 @@ OVERLOAD_SHARE = 0.05
 """Share of the arrivals by which the backlog must grow for the cell to be called overloaded."""
 
 
+SLOWDOWN = 1.25
+"""Median duration of the last third of requests over the first third's, above which a growing backlog is overload."""
+
+
 @dataclass(frozen=True)
 class Drift:
     """A series that changes over the window: fitted change from end to end, as a share of its mean."""
@@ -185,22 +189,20 @@ def find(tables: CellTables, workload: WorkloadSpec) -> Found:
     if workload.arrivals.kind == "ramp":
         why = "the arrival rate rises by design, so nothing is stationary: read the cell as a sweep"
         return Found(Window(start_s=begin, end_s=end, method="planned", stationary=False, why=why))
+    backlog, overload = (None, False) if workload.arrivals.kind == "closed" else growing(tables, begin, end)
     few = testable(tables, begin, end)
-    if few:
-        return Found(Window(start_s=begin, end_s=end, method="planned", stationary=False, why=few))
-    found = drifts(tables, begin, end)
-    if not found:
+    found = [] if few else drifts(tables, begin, end)
+    if not found and not few and not backlog:
         return Found(Window(start_s=begin, end_s=end, method="planned, no drift found", stationary=True))
-    overload = None if workload.arrivals.kind == "closed" else overloaded(tables, begin, end)
-    cut = None if overload else _truncation(tables, begin, end)
+    cut = None if overload or few else _truncation(tables, begin, end)
     if cut:
         later = begin + cut
         if not drifts(tables, later, end) and not testable(tables, later, end):
             method = f"planned, first {cut:.2f} s cut by MSER-5"
             return Found(Window(start_s=later, end_s=end, method=method, stationary=True))
-    what = "; ".join(d.text for d in found)
-    window = Window(start_s=begin, end_s=end, method="planned", stationary=False, why=overload or what)
-    return Found(window, overload)
+    why = backlog or few or "; ".join(d.text for d in found)
+    window = Window(start_s=begin, end_s=end, method="planned", stationary=False, why=why)
+    return Found(window, backlog if overload else None)
 
 
 def testable(tables: CellTables, start_s: float, end_s: float) -> str | None:
@@ -215,12 +217,12 @@ def testable(tables: CellTables, start_s: float, end_s: float) -> str | None:
     return None
 
 
-def overloaded(tables: CellTables, start_s: float, end_s: float) -> str | None:
-    """How the window shows that the deployment cannot keep up with the load, or ``None``.
+def growing(tables: CellTables, start_s: float, end_s: float) -> tuple[str | None, bool]:
+    """``(how the backlog grows through the window or None, whether that is overload beyond doubt)``.
 
-    All of: the backlog (requests open) rises along a line by more than 5% of the arrivals and by more than chance
-    would (2.6 times sqrt(2 × its mean at the start), as for Poisson arrivals), fewer requests end than begin, and
-    later requests take longer than earlier ones (else the warm-up was only too short to fill the engine).
+    It grows if the requests open rise along a line by more than 5% of the arrivals and by more than chance would (2.6
+    times sqrt(2 × its mean at the start), as for Poisson arrivals), and fewer requests end than begin. It is overload
+    if later requests also take longer than earlier ones; else the warm-up may only be shorter than a request takes.
     """
     begin, end = spans(tables)
     inside = (begin >= start_s) & (begin < end_s)
@@ -230,15 +232,13 @@ def overloaded(tables: CellTables, start_s: float, end_s: float) -> str | None:
     growth, p = line(open_)
     chance = 2.6 * math.sqrt(2 * max(1.0, float(open_[:3].mean())))
     if arrived < 5 or growth <= max(OVERLOAD_SHARE * arrived, chance) or p > LEVEL or ended >= arrived:
-        return None
+        return None, False
+    seen = f"{arrived} requests arrived and {ended} ended in the window, requests open grew by {growth:.0f}"
     slower = _slowdown(tables, inside)
-    if slower < 1.25:
-        return None
+    if slower < SLOWDOWN:
+        return f"{seen}: more load than it serves, or a warm-up shorter than a request takes", False
     last = "did not finish" if math.isinf(slower) else f"took {slower:.1f} times as long as early ones"
-    return (
-        f"overloaded: {arrived} requests arrived and {ended} ended in the window, "
-        f"requests open grew by {growth:.0f}, late requests {last}"
-    )
+    return f"overloaded: {seen}, late requests {last}", True
 
 
 def _slowdown(tables: CellTables, inside: NDArray[np.bool_]) -> float:

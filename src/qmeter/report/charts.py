@@ -100,6 +100,8 @@ def placed(rows: Sequence[Row]) -> list[Row]:
 def _base(rows: Sequence[Row], styles: Sequence[Style]) -> tuple[Any, Any, Any, Any, Any]:
     """``(alt, chart, colour, shape, opacity)``: the parts that every chart by method shares."""
     alt = altair()
+    present = {r["method"] for r in rows}
+    styles = [s for s in styles if s.name in present]
     names = [s.name for s in styles]
     focus = alt.param(name="focus", value="")
     colour = alt.Color("method:N", title=None, scale=alt.Scale(domain=names, range=[s.colour for s in styles]))
@@ -107,6 +109,13 @@ def _base(rows: Sequence[Row], styles: Sequence[Style]) -> tuple[Any, Any, Any, 
     shown = alt.condition("focus === '' || datum.method === focus", alt.value(1), alt.value(0.12))
     chart = alt.Chart(alt.Data(values=list(rows))).add_params(focus)
     return alt, chart, colour, shape, shown
+
+
+def _filled(alt: Any, test: str, colour: Any) -> Any:
+    """Fill in the series' colour where ``test`` holds, hollow elsewhere; no legend of its own."""
+    fill = colour.copy(deep=True)
+    fill.legend = None
+    return alt.condition(test, fill, alt.value("transparent"))
 
 
 def _finish(chart: Any, height: int = HEIGHT) -> Row:
@@ -136,7 +145,7 @@ def scatter(rows: Sequence[Row], styles: Sequence[Style], x: str, y: str) -> Row
         color=colour,
         shape=shape,
         opacity=shown,
-        fill=alt.condition("datum.kept", colour, alt.value("transparent")),
+        fill=_filled(alt, "datum.kept", colour),
         tooltip=[
             alt.Tooltip("method:N", title="Method"),
             alt.Tooltip("x_text:N", title=x),
@@ -169,8 +178,10 @@ def lines(
     scale, ticks = alt.Scale(zero=True, nice=True), None
     if log_y:
         scale, ticks = _log(alt, [r[k] for r in rows for k in ("y", "y_low", "y_high")] + ([limit] if limit else []))
+    loads = sorted({float(r["x"]) for r in rows})
+    x_ticks = alt.Axis(values=loads, format="~g") if len(loads) <= 8 else alt.Axis(tickCount=6)
     y_ticks = alt.Axis(tickCount=6) if ticks is None else alt.Axis(values=ticks)
-    x_axis = alt.X("x:Q", title=x, scale=alt.Scale(zero=False, nice=False, padding=14), axis=alt.Axis(tickCount=6))
+    x_axis = alt.X("x:Q", title=x, scale=alt.Scale(zero=False, nice=False, padding=14), axis=x_ticks)
     y_axis = alt.Y("y:Q", title=y, scale=scale, axis=y_ticks)
     line = chart.mark_line(strokeWidth=1.8).encode(x=x_axis, y=y_axis, color=colour, opacity=shown, detail="method:N")
     bars = chart.mark_rule(strokeWidth=1.4).encode(
@@ -182,7 +193,7 @@ def lines(
         color=colour,
         shape=shape,
         opacity=shown,
-        fill=alt.condition("datum.sound", colour, alt.value("transparent")),
+        fill=_filled(alt, "datum.sound", colour),
         tooltip=[
             alt.Tooltip("method:N", title="Method"),
             alt.Tooltip("load:N", title="Load"),
@@ -195,7 +206,7 @@ def lines(
         data = alt.Chart(alt.Data(values=[{"y": limit, "text": "SLO"}]))
         layers.insert(0, data.mark_rule(strokeDash=[5, 4], strokeWidth=1.2).encode(y="y:Q"))
         layers.append(
-            data.mark_text(align="left", dx=4, dy=-6, fontSize=11).encode(y="y:Q", x=alt.value(0), text="text:N")
+            data.mark_text(align="left", dx=4, dy=-6, fontSize=11).encode(y="y:Q", x=alt.value("width"), text="text:N")
         )
     if diagonal:
         ends = sorted({r["x"] for r in rows})

@@ -90,7 +90,9 @@ def _facts(summary: StudySummary, records: Sequence[Record]) -> list[tuple[str, 
 def _engine(name: str, records: Sequence[Record]) -> str:
     mine = [r for r in records if r.cell.get("deployment", {}).get("engine", {}).get("name") == name]
     version = next((r.effective.engine_version for r in mine if r.effective and r.effective.engine_version), None)
-    return f"{name} {version}" if version else name
+    if version is None:
+        return name
+    return version if name in version else f"{name} {version}"
 
 
 def host_text(host: Mapping[str, Any]) -> str:

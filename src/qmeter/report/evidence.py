@@ -27,11 +27,15 @@ def text(shown_text: object, q: Quantity) -> Text:
 
 @dataclass(frozen=True)
 class Table:
-    """A plain table: columns, rows of text, and a tone a row (``bad``, ``warn``, ``good`` or empty)."""
+    """A plain table: columns, rows of text, and a tone a row (``bad``, ``warn``, ``good`` or empty).
+
+    ``numbers``: its cells are numbers, which are not broken over lines.
+    """
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     tones: tuple[str, ...] = field(default=())
+    numbers: bool = False
 
 
 def failures(summary: StudySummary) -> Table:
@@ -80,7 +84,7 @@ def points_table(summary: StudySummary) -> Table:
                 (d.key.model, d.key.label, p.workload, verdict_text(p), str(share(p.get("slo_attainment"))), *cells)
             )
             tones.append("warn" if p.overloaded or p.warnings else "")
-    return Table(head, tuple(rows), tuple(tones))
+    return Table(head, tuple(rows), tuple(tones), numbers=True)
 
 
 def quality_table(summary: StudySummary) -> Table:
@@ -93,7 +97,7 @@ def quality_table(summary: StudySummary) -> Table:
             continue
         cells = [d.quality.get(n, Quantity.unknown("1", "not measured")) for n in names]
         rows.append((d.key.model, d.key.label, *(_quality_text(n, q) for n, q in zip(names, cells, strict=True))))
-    return Table(head, tuple(rows))
+    return Table(head, tuple(rows), numbers=True)
 
 
 def task_table(summary: StudySummary) -> Table:
@@ -132,7 +136,12 @@ def verification(summary: StudySummary) -> Table:
         verdict = verdict or ("shown" if d.verification and d.verification.verified else "not shown")
         rows.append((d.key.model, d.key.label, verdict, *cells))
         tones.append({"shown": "good", "contradicted": "bad"}.get(verdict, "warn"))
-    return Table(("Model", "Method", "In effect", *(n[:1].upper() + n[1:] for n in names)), tuple(rows), tuple(tones))
+    return Table(("Model", "Method", "In effect", *(_heading(n) for n in names)), tuple(rows), tuple(tones))
+
+
+def _heading(name: str) -> str:
+    words = name.replace("_", " ")
+    return (words[:1].upper() + words[1:]).replace("Kv ", "KV ")
 
 
 def _check_text(c: Check) -> Text:
@@ -213,4 +222,4 @@ def lean(table: Table) -> Table:
     """The table without its model column where there is only one model: a page need not repeat it."""
     if not table.rows or table.columns[0] != "Model" or len({row[0] for row in table.rows}) > 1:
         return table
-    return Table(table.columns[1:], tuple(row[1:] for row in table.rows), table.tones)
+    return Table(table.columns[1:], tuple(row[1:] for row in table.rows), table.tones, table.numbers)

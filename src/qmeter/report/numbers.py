@@ -108,6 +108,7 @@ def _shown(value: float, low: float | None, high: float | None, unit: str) -> Sh
     places = decimals(value) if value else max(decimals(b) for b in (low or 0.0, high or 0.0))
     interval = ""
     if low is not None and high is not None:
+        places = min(places, decimals((high - low) / 2, 2)) if high > low else places
         interval = f"[{plain(low, places)}, {plain(high, places)}]"
     elif low is not None or high is not None:
         interval = f"[{'?' if low is None else plain(low, places)}, {'?' if high is None else plain(high, places)}]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -23,7 +24,7 @@ QUANTILES = (5, 25, 50, 75, 95, 99)
 
 def slug(text: str) -> str:
     """A name fit for files and element ids."""
-    return "".join(c if c.isalnum() else "-" for c in text.lower()).strip("-")
+    return "-".join(re.findall(r"[a-z0-9]+", text.lower()))
 
 
 def _span(prefix: str, q: Quantity, factor: float = 1.0, shift: float = 0.0) -> Row:

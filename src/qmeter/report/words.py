@@ -84,7 +84,8 @@ def _no_choice(r: Recommendation) -> Advice:
     if worse:
         names = ", ".join(c.deployment.key.label for c in worse)
         why.append(f"Ruled out by quality although it keeps the SLO: {names}.")
-    return Advice(headline, None, tuple(why), "Try lower loads, a looser SLO, or other methods.", r.caveats)
+    why.append("Try lower loads, a looser SLO, or other methods.")
+    return Advice(headline, None, tuple(why), "", r.caveats)
 
 
 def _performance(r: Recommendation) -> str:

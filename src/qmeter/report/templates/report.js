@@ -64,7 +64,7 @@
     b.addEventListener("click", function () { focus(b.dataset.method); });
   });
   window.addEventListener("beforeprint", function () {
-    document.querySelectorAll("details").forEach(function (d) { d.open = true; });
+    document.querySelectorAll("details:not(.bulk)").forEach(function (d) { d.open = true; });
   });
   Promise.all(Array.from(document.querySelectorAll("[data-chart]")).map(draw)).then(function () {
     document.documentElement.dataset.charts = "done";
