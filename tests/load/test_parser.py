@@ -176,6 +176,14 @@ def test_continuous_usage_counts_what_it_grew_by() -> None:
     assert list(parsed.n) == [2, 1, 4]
 
 
+def test_a_usage_in_the_last_event_alone_is_the_final_one() -> None:
+    """As llama-server ends a stream: an event without text that carries the finish reason and the whole usage."""
+    parsed = parse([stream([token("a"), token("b"), token("", "length", **usage(2))])])
+    assert (list(parsed.n), parsed.output_tokens) == ([1, 1, 0], 2)
+    merged = parse([stream([token("aa"), token("bb"), token("c", "length", **usage(7))])])
+    assert sum(merged.n) == 7 and max(merged.n) <= 3
+
+
 def test_token_ids_and_logprobs_count_exactly() -> None:
     ids = json.dumps({"choices": [{"text": "abc", "token_ids": [1, 2, 3]}]}).encode()
     tops = json.dumps({"choices": [{"text": "de", "logprobs": {"tokens": ["d", "e"]}}]}).encode()

@@ -2,7 +2,8 @@
 
 The rule for the tokens of one event, first that applies:
 
-1. ``usage.completion_tokens`` in an event with choices (continuous usage): what it grew by;
+1. ``usage.completion_tokens`` in the first event with tokens and on (continuous usage): what it grew by; where it comes
+   with the last event alone (llama.cpp), it is the final usage;
 2. ``token_ids`` of the choices: how many there are;
 3. log-probabilities (``logprobs.tokens``, ``logprobs.content``): how many there are;
 4. otherwise one for an event with text, and *perhaps one* for an event with empty text (a token that detokenizes to

@@ -173,7 +173,8 @@ class StreamParser:
         n, how = event.n, event.how
         if event.completion_tokens >= 0:
             out.output_tokens = event.completion_tokens
-            if n or how == PERHAPS:  # continuous usage: the event's own share is what the count grew by
+            continuous = self._stated > 0 or not out.t_ns  # else it is the final usage, in the last event of tokens
+            if continuous and (n or how == PERHAPS):  # the event's own share is what the count grew by
                 n, how = max(event.completion_tokens - self._stated, 0), EXACT
                 self._stated = max(event.completion_tokens, self._stated)
         if not n and how == EXACT:
