@@ -111,8 +111,8 @@ class Scores:
         own_ids: the deployment's own greedy tokens after each greedy prompt (decode path), -1 where it stopped
             earlier or the continuation was sampled, shape (t,).
         own_logprobs: log-probabilities of ``own_ids`` as generated, NaN where unknown, shape (t,).
-        agrees: whether the deployment's best next token after the reference's prefix is the reference's greedy one, 1 or
-            0; -1 where not asked (sampled continuations, or ``top_ids`` already says it), shape (t,).
+        agrees: whether the deployment's best next token after the reference's prefix is the reference's greedy
+            one, 1 or 0; -1 where not asked (sampled continuations, or ``top_ids`` already says it), shape (t,).
         matched: for each continuation the tokens its own greedy text shares with the reference before the first
             difference, -1 where it was not generated, shape (c,).
     """

@@ -24,22 +24,38 @@ _DISPUTED = frozenset((
 _TWO_CONTINENTS = frozenset(
     ("Russia", "Turkey", "Egypt", "Kazakhstan", "Azerbaijan", "Georgia", "Cyprus", "Armenia", "Indonesia", "East Timor")
 )
-_EXAMPLES = (
-    ("What is the capital of France?", "Paris"),
-    ("On which continent is Peru?", "Americas"),
-    ("What is the chemical symbol of gold?", "Au"),
-    ("Which country has the capital Oslo?", "Norway"),
-    ("Which chemical element has the symbol He?", "helium"),
-)
-_SHOWN = frozenset(("France", "Peru", "Norway", "gold", "helium"))
-_SHOTS = "Answer each question with one name.\n\n" + "".join(f"Q: {q}\nA: {a}\n\n" for q, a in _EXAMPLES)
+_EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
+    "capital of country": (
+        ("What is the capital of France?", "Paris"), ("What is the capital of Norway?", "Oslo"),
+        ("What is the capital of Peru?", "Lima"), ("What is the capital of Kenya?", "Nairobi"),
+    ),
+    "country of capital": (
+        ("Which country has the capital Oslo?", "Norway"), ("Which country has the capital Paris?", "France"),
+        ("Which country has the capital Nairobi?", "Kenya"), ("Which country has the capital Lima?", "Peru"),
+    ),
+    "continent": (
+        ("On which continent is France?", "Europe"), ("On which continent is Peru?", "Americas"),
+        ("On which continent is Kenya?", "Africa"), ("On which continent is Nepal?", "Asia"),
+    ),
+    "symbol of element": (
+        ("What is the chemical symbol of gold?", "Au"), ("What is the chemical symbol of helium?", "He"),
+        ("What is the chemical symbol of chlorine?", "Cl"), ("What is the chemical symbol of iron?", "Fe"),
+    ),
+    "element of symbol": (
+        ("Which chemical element has the symbol He?", "helium"), ("Which chemical element has the symbol Au?", "gold"),
+        ("Which chemical element has the symbol Fe?", "iron"),
+        ("Which chemical element has the symbol Cl?", "chlorine"),
+    ),
+}  # fmt: skip
+"""Four solved questions of the same kind go before each question; none of them is an item."""
+_SHOWN = frozenset(("France", "Peru", "Norway", "Kenya", "Nepal", "gold", "helium", "iron", "chlorine"))
 
 
 class Facts:
     """Capitals, countries, continents, element names and symbols: about 700 questions."""
 
     profile = profile(
-        {"kind": "poisson", "rate": "2/s"}, (90, 110), 12, SloClass.INTERACTIVE, {"ttft": "500ms", "tpot": "100ms"}
+        {"kind": "poisson", "rate": "2/s"}, (55, 75), 12, SloClass.INTERACTIVE, {"ttft": "500ms", "tpot": "100ms"}
     )
 
     def items(self, seed: int, n: int) -> tuple[Item, ...]:
@@ -64,7 +80,8 @@ class Facts:
 
 def _item(key: str, question: str, reference: str, group: str, accepted: tuple[str, ...] = (),
           rejected: tuple[str, ...] = ()) -> Item:  # fmt: skip
-    return Item(key, f"{_SHOTS}Q: {question}\nA:", reference, 12, accepted, rejected, group=group)
+    shots = "".join(f"Q: {q}\nA: {a}\n\n" for q, a in _EXAMPLES[group])
+    return Item(key, f"{shots}Q: {question}\nA:", reference, 12, accepted, rejected, group=group)
 
 
 def _geography() -> list[Item]:

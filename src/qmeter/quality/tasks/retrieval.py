@@ -9,8 +9,8 @@ import numpy as np
 from qmeter.quality.tasks.base import Grade, Item, SloClass, profile
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-TOKENS_PER_WORD = 1.3
-"""Of English text in common vocabularies; lengths are therefore approximate (the record has the exact count)."""
+TOKENS_PER_WORD = 1.1
+"""Of this text in common vocabularies (SmolLM2: 1.1); lengths are approximate (the record counts exactly)."""
 
 _WHO = ("The baker", "A tall student", "The old gardener", "Her neighbour", "The ferry captain", "A quiet painter",
         "The night nurse", "A young engineer", "The postman", "His grandmother")  # fmt: skip
@@ -75,7 +75,7 @@ def _item(seed: int, i: int, length: int, depth: float, rng: np.random.Generator
     animals = [str(a) for a in rng.choice(ANIMALS, size=2, replace=False)]
     codes = [str(c) for c in rng.choice(np.arange(1000, 10000), size=2, replace=False)]
     needle, distractor = (f"The secret number of the {a} is {c}." for a, c in zip(animals, codes, strict=True))
-    sentences = _filler(int((length - 60) / TOKENS_PER_WORD), rng)
+    sentences = _filler(int((length - 45) / TOKENS_PER_WORD), rng)
     at = round(depth * len(sentences))
     sentences.insert(int(rng.integers(0, len(sentences) + 1)), distractor)
     sentences.insert(min(at, len(sentences)), needle)
