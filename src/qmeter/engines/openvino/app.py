@@ -147,7 +147,7 @@ class Completions:
             while not choice.ended:
                 added = choice.take(await ticket.get())
                 for at in range(len(choice.tokens) - added, len(choice.tokens)):
-                    last = choice.ended and at == len(choice.tokens) - 1
+                    last = choice.finish is not None and at == len(choice.tokens) - 1
                     await send(
                         {"type": "http.response.body", "body": events.token(choice, at, last), "more_body": True}
                     )
