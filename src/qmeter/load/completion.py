@@ -29,7 +29,10 @@ class BadEvent(Exception):
     """An event's data is not a completion, a chat chunk, ``[DONE]`` or an error."""
 
 
-@dataclass
+_decode = json.JSONDecoder().raw_decode
+
+
+@dataclass(slots=True)
 class Event:
     """One event, read. ``n`` tokens counted by rule ``how``; ``n`` 0 and ``how`` EXACT for events without tokens."""
 
@@ -48,10 +51,7 @@ def read_event(data: bytes) -> Event:
     Raises:
         BadEvent: it is not JSON, or JSON of another kind.
     """
-    try:
-        chunk = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise BadEvent(f"not JSON: {data[:60]!r} ({str(error)[:60]})") from None
+    chunk = _json(data)
     if not isinstance(chunk, dict):
         raise BadEvent(f"not an object: {data[:60]!r}")
     if chunk.get("error"):
@@ -71,6 +71,20 @@ def read_event(data: bytes) -> Event:
             raise BadEvent(f"a choice is no object: {data[:60]!r}")
         _add_choice(event, choice)
     return event
+
+
+def _json(data: bytes) -> Any:
+    try:
+        text = data.decode()
+        value, end = _decode(text)  # without the wrappers that json.loads goes through
+        if end == len(text):
+            return value
+    except (ValueError, RecursionError):
+        pass  # leading blanks, another encoding, or truly not JSON
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BadEvent(f"not JSON: {data[:60]!r} ({str(error)[:60]})") from None
 
 
 def _add_choice(event: Event, choice: dict[str, Any]) -> None:
@@ -104,12 +118,12 @@ def _add_choice(event: Event, choice: dict[str, Any]) -> None:
 
 def _stated_tokens(choice: dict[str, Any], delta: Any) -> int | None:
     ids = choice.get("token_ids")
-    if ids is None and isinstance(delta, dict):
+    if ids is None and delta is not None and isinstance(delta, dict):
         ids = delta.get("token_ids")
-    if isinstance(ids, list):
+    if ids is not None and isinstance(ids, list):
         return len(ids)
     logprobs = choice.get("logprobs")
-    if isinstance(logprobs, dict):
+    if logprobs is not None and isinstance(logprobs, dict):
         for key in ("content", "tokens"):
             if isinstance(logprobs.get(key), list) and logprobs[key]:
                 return len(logprobs[key])

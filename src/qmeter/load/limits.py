@@ -86,7 +86,7 @@ def demand(schedule: Schedule) -> tuple[float, float]:
     span_s = float(schedule.send_s[-1] - schedule.send_s[0])
     if span_s <= 0:
         return float(len(schedule)), float(sum(r.output_tokens for r in schedule.requests))
-    rate = len(schedule) / span_s
+    rate = (len(schedule) - 1) / span_s
     return rate, rate * sum(r.output_tokens for r in schedule.requests) / len(schedule)
 
 

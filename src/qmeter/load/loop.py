@@ -1,7 +1,8 @@
 """The client's event loop: sends on an absolute schedule, stamps and spools what arrives, understands no token.
 
-One thread, one epoll. While nothing is due it sleeps in the kernel to within :data:`SPIN_NS` of the next send and spins
-the rest; between any two reads it looks whether a send is due. All that can wait (parsing, token counts) waits.
+One thread, one epoll. While nothing is due it sleeps in the kernel to within the plan's ``spin_ns`` of the next
+send and spins the rest; between any two reads it looks whether a send is due. All that
+can wait (parsing, token counts) waits.
 """
 
 from __future__ import annotations
@@ -21,8 +22,6 @@ from qmeter.load.pool import Pool, describe
 from qmeter.load.spool import HEADER, PIECE_BYTES, Spool
 from qmeter.load.stamps import ANCILLARY_BYTES, ClockAnchors, unpack_timespec
 
-SPIN_NS = 150_000
-"""The loop stops sleeping this long before a send is due (a timer wakes late by about 60 µs)."""
 CHORE_NS = 20_000_000
 """Timeouts are looked at this often."""
 ANCHOR_NS = 100_000_000
@@ -103,7 +102,7 @@ class Loop:
 
     def _spin(self) -> None:
         mono, poll, lag, pool = time.monotonic_ns, self._pool.epoll.poll, self.result.lag_buckets, self._pool
-        spare, count = self._plan.open_ahead, self._plan.count
+        spare, count, spin = self._plan.open_ahead, self._plan.count, self._plan.spin_ns
         while (self._due < NEVER or self._in_flight or self._waiting) and not self.orphaned:
             now = mono()
             busy = now >= self._due
@@ -112,11 +111,11 @@ class Loop:
             if now >= self._chores_at:
                 self._chores(now)
             gap = min(self._due, self._chores_at) - mono()
-            if gap > SPIN_NS * 2 and pool.spare < min(spare, count - self._next) and pool.may_open:
+            if gap > 2 * spin and pool.spare < min(spare, count - self._next) and pool.may_open:
                 pool.open()
                 gap = min(self._due, self._chores_at) - mono()
-            if gap > SPIN_NS:
-                self._sleep(gap - SPIN_NS)
+            if gap > spin:
+                self._sleep(gap - spin)
             begun = mono()
             events = poll(0, 256)
             if events:

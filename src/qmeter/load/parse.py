@@ -140,11 +140,16 @@ class StreamParser:
         if name == b"error":
             self._fail_event(data)
             return
+        if b"\n" in data:
+            self._lines(data, t_ns, user_clock, coalesced)
+        else:
+            self._count(read_event(data), t_ns, user_clock, coalesced)
+
+    def _lines(self, data: bytes, t_ns: int, user_clock: int, coalesced: bool) -> None:
+        """Data of several lines: one JSON text as the standard has it, or one on each line as some servers do."""
         try:
             events = [read_event(data)]
         except BadEvent:
-            if b"\n" not in data:
-                raise
             events = [read_event(line) for line in data.split(b"\n") if line and line != b"[DONE]"]
         for i, event in enumerate(events):
             self._count(event, t_ns, user_clock, coalesced or i + 1 < len(events))

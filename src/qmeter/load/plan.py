@@ -34,6 +34,7 @@ class LoopPlan:
         give_up_ns: everything still in flight is cancelled now.
         stall_ns, timeout_ns: limits of one request.
         open_ahead: sockets kept ready.
+        spin_ns: how long before a send the loop stops sleeping and spins.
         keep_alive: whether a connection carries more than one request.
     """
 
@@ -47,6 +48,7 @@ class LoopPlan:
     stall_ns: int
     timeout_ns: int
     open_ahead: int
+    spin_ns: int
     keep_alive: bool
 
 

@@ -33,8 +33,8 @@ from qmeter.spec.study import ClientSpec
 from qmeter.workload.schedule import Schedule
 
 READY_TIMEOUT_S = 60.0
-REAL_TIME_MOST_HZ = 500.0
-"""Up to this rate the client asks for real-time priority; beyond it, it spins too much of the time to be let ahead."""
+SPIN_LEAST_S, SPIN_MOST_S, SPIN_SHARE = 50e-6, 150e-6, 0.1
+"""A process spins before each send for this share of its mean gap, within these bounds (timers wake late)."""
 START_AFTER_S = 0.02
 """The common start lies this long after the last process said that it is ready."""
 
@@ -119,7 +119,6 @@ def _task(schedule: Schedule, target: Target, origin: Origin, addresses: list[tu
         "think_ns": round(schedule.think_s * 1e9),
         "send_until_ns": round(load_s * 1e9),
         "give_up_ns": round((max(last_s, load_s) + schedule.drain_s) * 1e9),
-        "real_time": demand(schedule)[0] <= REAL_TIME_MOST_HZ,
         "stall_ns": round(target.stall_s * 1e9),
         "timeout_ns": round(target.timeout_s * 1e9),
         "keep_alive": target.keep_alive,
@@ -143,6 +142,12 @@ def _open_ahead(schedule: Schedule, target: Target, k: int, processes: int) -> i
     span_s = float(schedule.send_s[-1] - schedule.send_s[0])
     rate = len(schedule) / span_s if span_s > 0 else len(schedule)
     return min(math.ceil(rate * 0.1 / processes) + 8, 1000)
+
+
+def _spin_ns(schedule: Schedule, processes: int) -> int:
+    rate_hz = demand(schedule)[0] / processes
+    spin_s = SPIN_SHARE / rate_hz if rate_hz else SPIN_MOST_S
+    return round(min(max(spin_s, SPIN_LEAST_S), SPIN_MOST_S) * 1e9)
 
 
 class Worker:
@@ -226,6 +231,7 @@ def _worker(task: dict[str, Any], k: int, processes: int, schedule: Schedule, ta
                 worker.tell(task | {
                     "process": k, "processes": processes, "result_fd": result_fd,
                     "concurrency": _share(schedule.concurrency or 0, k, processes),
+                    "spin_ns": _spin_ns(schedule, processes),
                     "open_ahead": _open_ahead(schedule, target, k, processes),
                     "cores": [client.cores[k % len(client.cores)]] if client.cores else [],
                 })  # fmt: skip

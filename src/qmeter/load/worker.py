@@ -41,7 +41,8 @@ def main() -> None:
     payloads = wire.map_payloads(task["payload_fd"], arrays["offsets"])
     mine = np.arange(task["process"], len(arrays["offsets"]) - 1, task["processes"])
     spool = Spool()
-    loop = Loop(_plan(task, arrays, payloads, mine), _route(task), spool, watch_fd=0, on_progress=_say_progress)
+    progress = Progress()
+    loop = Loop(_plan(task, arrays, payloads, mine), _route(task), spool, watch_fd=0, on_progress=progress)
     ready = loop.warm()
     gc.collect()
     gc.freeze()
@@ -51,11 +52,11 @@ def main() -> None:
     if not line:
         return
     start_ns = json.loads(line)["start_ns"]
-    _real_time(task["real_time"])
     before_s, began_ns = time.process_time(), time.monotonic_ns()
-    result = loop.run(start_ns)
+    with RealTime() as real_time:
+        progress.real_time = real_time
+        result = loop.run(start_ns)
     cpu_s, length_s = time.process_time() - before_s, (time.monotonic_ns() - began_ns) / 1e9
-    _real_time(False)
     if loop.orphaned:
         return
     parsed, stamps = parse_spool(spool, loop.anchors, result.outcome, result.errors, keep_text=task["keep_text"])
@@ -70,9 +71,51 @@ def _say(message: dict[str, Any]) -> None:
     os.write(1, (json.dumps(message) + "\n").encode())
 
 
-def _say_progress(sent: int, ended: int, failed: int) -> None:
-    with contextlib.suppress(OSError):
-        os.write(1, b'{"progress": [%d, %d, %d]}\n' % (sent, ended, failed))
+class RealTime:
+    """The lowest real-time priority while the loop runs: it wakes on time on a host that the engine keeps busy.
+
+    Few hosts allow it without privileges; without it, the proof shows the lateness that results. A loop that hardly
+    ever sleeps leaves it at once, since it would keep the kernel's own threads from its core.
+    """
+
+    MOST_CPU = 0.9
+    """Left after two looks in a row at which the process used more of its core than this."""
+
+    def __enter__(self) -> RealTime:
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+        self._at_ns, self._cpu_ns, self._hot = time.monotonic_ns(), time.process_time_ns(), 0
+        return self
+
+    def look(self) -> None:
+        """Note how busy the process was since the last look."""
+        at_ns, cpu_ns = time.monotonic_ns(), time.process_time_ns()
+        busy = (cpu_ns - self._cpu_ns) / max(at_ns - self._at_ns, 1)
+        self._hot = self._hot + 1 if busy > self.MOST_CPU else 0
+        self._at_ns, self._cpu_ns = at_ns, cpu_ns
+        if self._hot == 2:
+            self._leave()
+
+    def __exit__(self, *_: object) -> None:
+        self._leave()
+
+    @staticmethod
+    def _leave() -> None:
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+class Progress:
+    """Says how far the load is, and looks after the priority, about ten times a second."""
+
+    real_time: RealTime | None = None
+
+    def __call__(self, sent: int, ended: int, failed: int) -> None:
+        """Called by the loop."""
+        if self.real_time is not None:
+            self.real_time.look()
+        with contextlib.suppress(OSError):
+            os.write(1, b'{"progress": [%d, %d, %d]}\n' % (sent, ended, failed))
 
 
 def _settle_in(cores: list[int], parent: int) -> None:
@@ -91,18 +134,6 @@ def _settle_in(cores: list[int], parent: int) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _real_time(on: bool) -> None:
-    """Ask for (or leave) the lowest real-time priority: wake on time on a host that the engine keeps busy.
-
-    Few hosts allow it without privileges; without it the proof shows the lateness that results.
-    """
-    with contextlib.suppress(OSError):
-        if on:
-            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
-        else:
-            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-
-
 def _plan(task: dict[str, Any], arrays: dict[str, NDArray[Any]], payloads: wire.Payloads,
           mine: NDArray[np.int64]) -> LoopPlan:  # fmt: skip
     numbers = mine.tolist()
@@ -117,6 +148,7 @@ def _plan(task: dict[str, Any], arrays: dict[str, NDArray[Any]], payloads: wire.
         stall_ns=task["stall_ns"],
         timeout_ns=task["timeout_ns"],
         open_ahead=task["open_ahead"],
+        spin_ns=task["spin_ns"],
         keep_alive=task["keep_alive"],
     )
 

@@ -82,8 +82,8 @@ def read_log(data: bytes) -> Log:
     Raises:
         LoadError: it is not a log.
     """
-    head = np.frombuffer(data[:48], "<i8")
-    if len(head) < 6 or head[0] != _MAGIC:
+    head = np.frombuffer(data[:48].ljust(48, b"\0"), "<i8")
+    if head[0] != _MAGIC:
         raise LoadError("the answer is not a ground-truth log")
     n, writes = int(head[1]), int(head[2])
     rows = np.frombuffer(data, _REQUEST, n, 48)
