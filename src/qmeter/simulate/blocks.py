@@ -1,7 +1,7 @@
 """The KV-block pool, block by block, as vLLM's ``block_pool.py`` keeps it: the reference mode's own.
 
-A block without a hash is evicted before any that has one; blocks with a hash stay findable after they are freed, and are
-evicted in the order they were freed, a request's last block first.
+A block without a hash is evicted before any that has one; blocks with a hash stay findable after they are freed, and
+are evicted in the order they were freed, a request's last block first.
 """
 
 from __future__ import annotations

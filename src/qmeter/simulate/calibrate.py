@@ -120,7 +120,7 @@ def _noise(steps: Observed, fit: Fit) -> tuple[tuple[float, ...], tuple[float, .
     """Quantiles of measured / modelled, for decode and for mixed steps, each with its own time-weighted mean at 1."""
     pure = steps.prefill == 0
     at = (np.arange(QUANTILES) + 0.5) / QUANTILES
-    out = []
+    out: list[tuple[float, ...]] = []
     for mask in (pure, ~pure):
         ratios = fit.ratios[mask]
         if len(ratios) < 10:

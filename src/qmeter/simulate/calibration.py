@@ -103,7 +103,8 @@ class Calibration(_Frozen):
             return np.zeros(6)
         if draw is None or not self.energy_draws:
             return np.asarray(self.energy)
-        return np.asarray(self.energy_draws[draw % len(self.energy_draws)]) * np.exp(rng.normal(0.0, self.energy_sigma))
+        shift = float(np.exp(rng.normal(0.0, self.energy_sigma)))
+        return np.asarray(self.energy_draws[draw % len(self.energy_draws)], dtype=np.float64) * shift
 
     def _model(self, c: F64, e: F64, rng: np.random.Generator, noise: bool) -> StepModel:
         rules, basis = self.scheduler(), basis_of(self.basis)

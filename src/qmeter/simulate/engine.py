@@ -98,7 +98,7 @@ def _sent(schedule: Schedule, load: SimLoad, result: SimResult, model: StepModel
 def tables_of(
     load: SimLoad, result: SimResult, sent: F64, model: StepModel, rules: Rules, limit_s: float, energy: str | None
 ) -> CellTables:
-    """A run as the four tables. The client's stamps are ``output_s`` after the steps; it stops waiting at ``limit_s``."""
+    """A run as the four tables. The client stamps ``output_s`` after a step's end and stops waiting at ``limit_s``."""
     detail = result.detail
     assert detail is not None
     token_s = detail.token_s + model.output_s
@@ -113,13 +113,15 @@ def tables_of(
     done = counts == load.output
     requests = _requests(load, sent, first, last, counts, done, limit_s)
     rows = seen & keep[request]
+    n = int(rows.sum())
     tokens = Tokens(
-        request=order[request[rows]], t_s=token_s[rows], n=np.ones(int(rows.sum())), clock=np.zeros(int(rows.sum())),
-        coalesced=np.zeros(int(rows.sum())),
+        request=_i32(order[request[rows]]), t_s=token_s[rows], n=np.ones(n, dtype=np.int16),
+        clock=np.zeros(n, dtype=np.int8), coalesced=np.zeros(n, dtype=np.bool_),
     )  # fmt: skip
     steps = Steps(
-        start_s=detail.step_start_s, duration_s=detail.step_s, running=detail.step_running, waiting=detail.step_waiting,
-        prefill_tokens=detail.step_prefill, decode_tokens=detail.step_decodes,
+        start_s=detail.step_start_s, duration_s=detail.step_s, running=_i32(detail.step_running),
+        waiting=_i32(detail.step_waiting), prefill_tokens=_i32(detail.step_prefill),
+        decode_tokens=_i32(detail.step_decodes),
         kv_use=detail.step_used / rules.usable_blocks,
     )  # fmt: skip
     chosen = Requests(**{name: column[keep] for name, column in requests.columns().items()})
@@ -131,13 +133,20 @@ def _requests(load: SimLoad, sent: F64, first: F64, last: F64, counts: NDArray[n
     n = len(load)
     nothing = np.full(n, None, dtype=object)
     status = np.where(done, RequestStatus.OK.value, RequestStatus.TIMEOUT.value).astype(object)
+    reason = nothing.copy()
+    reason[done] = "length"
     return Requests(
         intended_s=sent, sent_s=sent, first_token_s=first, last_token_s=last, end_s=np.where(done, last, limit_s),
-        prompt_tokens_asked=load.prompt, output_tokens_asked=load.output, prompt_tokens=load.prompt,
-        output_tokens=counts, status=status, http_status=np.full(n, 200),
-        finish_reason=np.where(done, "length", None).astype(object), task=nothing, item=nothing, text=nothing,
+        
+        prompt_tokens_asked=_i32(load.prompt), output_tokens_asked=_i32(load.output), prompt_tokens=_i32(load.prompt),
+        output_tokens=_i32(counts), status=status, http_status=np.full(n, 200, dtype=np.int32),
+        finish_reason=reason, task=nothing, item=nothing, text=nothing,
         error=nothing,
     )  # fmt: skip
+
+
+def _i32(values: NDArray[np.int64]) -> NDArray[np.int32]:
+    return values.astype(np.int32)
 
 
 def step_energy(detail: Detail, model: StepModel) -> F64:

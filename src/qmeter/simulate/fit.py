@@ -68,7 +68,7 @@ def padded_sizes(batches: I64, sizes: tuple[int, ...]) -> F64:
 
 
 def hinges(x: F64, knots: tuple[float, ...]) -> F64:
-    """A constant and one ramp a segment, so that non-negative coefficients make a non-decreasing piecewise-linear curve.
+    """A constant and one ramp a segment: non-negative coefficients make a non-decreasing piecewise-linear curve.
 
     The last ramp goes on beyond the last knot: the table keeps its last slope there.
     """

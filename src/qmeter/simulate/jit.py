@@ -1,4 +1,4 @@
-"""Compile the fast kernel with numba where the ``simulate`` extra is installed; else the same code runs as plain Python."""
+"""Compile the fast kernel with numba where the ``simulate`` extra is installed; else it runs as plain Python."""
 
 from __future__ import annotations
 
@@ -23,5 +23,6 @@ def jit(function: F) -> F:
     """
     if not COMPILED:
         return function
-    compiled: F = numba.njit(cache=True, error_model="numpy", _nrt=False)(function)
+    options: dict[str, Any] = {"cache": True, "error_model": "numpy", "_nrt": False}
+    compiled: F = numba.njit(**options)(function)
     return compiled

@@ -1,8 +1,9 @@
 """The fast mode's kernel: the rules of :mod:`qmeter.simulate.rules`, event by event instead of step by step.
 
-Between an arrival, a completion and a shortage of blocks a decode batch does not change, so its steps are summed in closed
-form (with resampled noise or detail asked, step by step at constant cost). A step costs the same whatever its batch: the
-decodes' next completion is the top of a heap, and the blocks they need come from a histogram of their position in a block.
+Between an arrival, a completion and a shortage of blocks a decode batch does not change, so its steps are summed in
+closed form (with resampled noise or detail asked, step by step at constant cost). A step costs the same whatever its
+batch: the decodes' next completion is the top of a heap, and the blocks they need come from a histogram of their
+position in a block.
 """
 
 from __future__ import annotations
@@ -12,11 +13,75 @@ import numpy as np
 from qmeter.simulate import prefix
 from qmeter.simulate.jit import jit
 from qmeter.simulate.state import (
-    AP, ASYNC, BLOCK, BUDGET, BUSY, BUSY_W, C_DEC, C_DUR, C_KV, C_PAIRS, C_PRE, C_RUN, C_START, C_USED, C_WAIT, CHUNK_S,
-    CHUNKED, CLOSED, DEC, DETAIL, DONE, DRAINED, ENERGY, FREE, G, GROW, HEAPN, HORIZON, HOST_S, HOST_SEQ_S, INFLIGHT, KSUM,
-    KV_J, KV_S, LGEN, LSEG, LSTEP, MIXED, NC, NDEC, NEXT, NOW, NWAIT, NZ, NZOLD, PAIR_J, PAIR_S, PART, PDONE, PREEMPTS,
-    QTAIL, RESERVE, RHEAD, RTAIL, RUNS, SEATS, STACK, STEPS, STOP_S, STUCK, THINK_S, USABLE, WHEAD, Cache, Coefficients,
-    F64, I64, Log, Replica, Work,
+    AP,
+    ASYNC,
+    BLOCK,
+    BUDGET,
+    BUSY,
+    BUSY_W,
+    C_DEC,
+    C_DUR,
+    C_KV,
+    C_PAIRS,
+    C_PRE,
+    C_RUN,
+    C_START,
+    C_USED,
+    C_WAIT,
+    CHUNK_S,
+    CHUNKED,
+    CLOSED,
+    DEC,
+    DETAIL,
+    DONE,
+    DRAINED,
+    ENERGY,
+    F64,
+    FREE,
+    GROW,
+    HEAPN,
+    HORIZON,
+    HOST_S,
+    HOST_SEQ_S,
+    I64,
+    INFLIGHT,
+    KSUM,
+    KV_J,
+    KV_S,
+    LSEG,
+    LSTEP,
+    MIXED,
+    NC,
+    NDEC,
+    NEXT,
+    NOW,
+    NWAIT,
+    NZ,
+    NZOLD,
+    PAIR_J,
+    PAIR_S,
+    PART,
+    PDONE,
+    PREEMPTS,
+    QTAIL,
+    RESERVE,
+    RHEAD,
+    RTAIL,
+    RUNS,
+    SEATS,
+    STACK,
+    STEPS,
+    STOP_S,
+    STUCK,
+    THINK_S,
+    USABLE,
+    WHEAD,
+    Cache,
+    Coefficients,
+    G,
+    Log,
+    Replica,
+    Work,
 )  # fmt: skip
 
 
@@ -57,7 +122,7 @@ def _pop(rep: Replica) -> int:
     n = rep.ints[HEAPN]
     if n > 0:
         _sink(rep, 0, rep.heap_key[n], rep.heap_req[n])
-    return top
+    return int(top)
 
 
 @jit
@@ -129,7 +194,7 @@ def _preempt(rep: Replica, work: Work, cache: Cache, rule: I64, log: Log) -> int
     ints[NWAIT] += 1
     ints[PREEMPTS] += 1
     work.preempted[i] += 1
-    return i
+    return int(i)
 
 
 @jit
@@ -276,7 +341,14 @@ def _finish_decodes(rep: Replica, work: Work, co: Coefficients, log: Log) -> Non
 def _row(rep: Replica, rule: I64, log: Log, start: float, seconds: float, decodes: int, prefill: int, kv: float,
          pairs: float, used: int) -> None:  # fmt: skip
     row = log.step[log.n[LSTEP]]
-    row[C_START], row[C_DUR], row[C_DEC], row[C_PRE], row[C_KV], row[C_PAIRS] = start, seconds, decodes, prefill, kv, pairs
+    row[C_START], row[C_DUR], row[C_DEC], row[C_PRE], row[C_KV], row[C_PAIRS] = (
+        start,
+        seconds,
+        decodes,
+        prefill,
+        kv,
+        pairs,
+    )
     row[C_RUN], row[C_WAIT], row[C_USED] = decodes + rep.ints[NC], rep.ints[NWAIT], used
     log.n[LSTEP] += 1
 
@@ -323,11 +395,19 @@ def _mixed_step(rep: Replica, work: Work, co: Coefficients, log: Log, decodes: i
 
 
 @jit
+def _under(floor: float, first: float, slope: float, steps: int) -> int:
+    """Of ``steps`` steps: how many last less than ``floor``."""
+    if first >= floor:
+        return 0
+    if floor - first > slope * steps:
+        return steps
+    return min(steps, int(np.ceil((floor - first) / slope)))
+
+
+@jit
 def run_seconds(floor: float, first: float, slope: float, steps: int) -> float:
     """Seconds of ``steps`` steps of max(floor, first + j slope): :func:`qmeter.simulate.steptime.decode_run`."""
-    under = 0
-    if first < floor:
-        under = steps if slope <= 0 else min(steps, int(np.ceil((floor - first) / slope)))
+    under = _under(floor, first, slope, steps)
     over = steps - under
     return floor * under + (first + slope * under) * over + slope * over * (over - 1) / 2
 
@@ -339,16 +419,13 @@ def steps_until(floor: float, first: float, slope: float, seconds: float, most: 
         return 0
     if run_seconds(floor, first, slope, most) < seconds:
         return most
-    under, guess = 0, 0.0
-    if first < floor:
-        under = most if slope <= 0 else min(most, int(np.ceil((floor - first) / slope)))
+    under = _under(floor, first, slope, most)
     if seconds <= floor * under:
         guess = seconds / floor
     else:
         rest, head = seconds - floor * under, first + slope * under
         b = head - slope / 2
-        y = rest / head if slope <= 0 else (np.sqrt(b * b + 2 * slope * rest) - b) / slope
-        guess = under + y
+        guess = under + 2 * rest / (b + np.sqrt(b * b + 2 * slope * rest))
     x = min(most, max(0, int(np.ceil(guess))))
     while x > 0 and run_seconds(floor, first, slope, x - 1) >= seconds:
         x -= 1
@@ -365,7 +442,7 @@ def _run_blocks(rep: Replica, rule: I64, steps: int) -> int:
     need = rounds * rep.ints[NDEC]
     for j in range(1, rest + 1):
         need += rep.phase[(-(g + j)) % size]
-    return need
+    return int(need)
 
 
 @jit
@@ -388,7 +465,7 @@ def _longest_run(rep: Replica, rule: I64, log: Log) -> int:
             else:
                 low = middle
         most = low
-    return most
+    return int(most)
 
 
 @jit

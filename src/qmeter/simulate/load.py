@@ -63,7 +63,9 @@ class SimLoad:
                 hint="leave such requests out, or use a deployment with more KV blocks or a longer limit",
             )
         if not rules.chunked_prefill and len(self) and longest > rules.token_budget:
-            raise AnalysisError(f"without chunked prefill no prompt may exceed the budget of {rules.token_budget} tokens")
+            raise AnalysisError(
+                f"without chunked prefill no prompt may exceed the budget of {rules.token_budget} tokens"
+            )
         if self.unit_tokens % rules.block_tokens:
             raise AnalysisError(f"a prefix unit of {self.unit_tokens} tokens cuts blocks of {rules.block_tokens}")
 

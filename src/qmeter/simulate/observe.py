@@ -1,4 +1,4 @@
-"""What a record says about single steps: each step's time and work, from the iteration log or from token times alone."""
+"""What a record says about single steps: each one's time and work, from the iteration log or from token times."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def _prefill_work(first: I64, prompt: I64, prefill: I64) -> tuple[F64, I64]:
 
 
 def _from_tokens(tables: CellTables) -> Observed:
-    """Steps from token times: a request gets one token a step, so a second one of the same request starts a new step."""
+    """Steps from token times: a request gets one token a step, so its second one starts a new step."""
     t = tables.tokens
     order = np.argsort(t.t_s, kind="stable")
     request, when = t.request[order], t.t_s[order]

@@ -2,14 +2,14 @@
 
 What :mod:`qmeter.simulate.blocks` does block by block is kept here by *unit* (the run of blocks that one prefix hash
 covers) and by request (the blocks after its shared prefix, found again only by itself after a preemption). A unit is
-evicted from its last block, so its leading blocks stay a valid prefix. Departure from the block-wise pool: of two copies
-of one block only one stays findable.
+evicted from its last block, so its leading blocks stay a valid prefix. Departure from the block-wise pool: of two
+copies of one block only one stays findable.
 """
 
 from __future__ import annotations
 
 from qmeter.simulate.jit import jit
-from qmeter.simulate.state import BLANK, BLOCK, CACHE, FREE, LHEAD, LTAIL, UNIT, Cache, Coefficients, I64, Work
+from qmeter.simulate.state import BLANK, BLOCK, CACHE, FREE, I64, LHEAD, LTAIL, UNIT, Cache, Work
 
 
 @jit

@@ -1,4 +1,4 @@
-"""The step-by-step mode: one scheduler iteration at a time, in the plainest Python. Slow; the fast mode must equal it."""
+"""The step-by-step mode: one scheduler iteration at a time, in plain Python. Slow; the fast mode must equal it."""
 
 from __future__ import annotations
 
@@ -225,12 +225,13 @@ class _Replica:
         start = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
         flat = np.array([t for own in self.tokens for t in own], dtype=np.float64)
         nan = float("nan")
-        columns = list(zip(*self.log, strict=True)) or [()] * 9
-        floats = {k: np.array(columns[c], dtype=np.float64)
-                  for k, c in (("step_start_s", 0), ("step_s", 1), ("step_kv", 4), ("step_pairs", 5))}  # fmt: skip
-        ints = {k: np.array(columns[c], dtype=np.int64)
-                for k, c in (("step_decodes", 2), ("step_prefill", 3), ("step_running", 6), ("step_waiting", 7),
-                             ("step_used", 8))}  # fmt: skip
+        log = np.array(self.log, dtype=np.float64).reshape(-1, 9)
+        whole = log.astype(np.int64)
+        detail = Detail(
+            start, flat, step_start_s=log[:, 0], step_s=log[:, 1], step_decodes=whole[:, 2], step_prefill=whole[:, 3],
+            step_kv=log[:, 4], step_pairs=log[:, 5], step_running=whole[:, 6], step_waiting=whole[:, 7],
+            step_used=whole[:, 8],
+        )  # fmt: skip
         return SimResult(
             arrival_s=self.arrival,
             first_s=np.array([t[0] if t else nan for t in self.tokens], dtype=np.float64),
@@ -242,5 +243,5 @@ class _Replica:
             busy_s=self.busy,
             energy_j=self.energy,
             end_of_work_s=self.now,
-            detail=Detail(start, flat, **floats, **ints),
+            detail=detail,
         )

@@ -10,13 +10,13 @@ chunked prefill        a prompt takes what is left of the budget, the rest in la
 FCFS, head of line     the first of the queue that cannot be admitted stops admission for the step
 sequence limit         at most ``max_sequences`` run; one that ends frees its seat when its last step was processed
 blocks                 a request holds ceil(tokens / block) blocks; one block of the pool is never handed out
-full prompt must fit   a request is admitted only if the blocks of all its tokens are free (not only the chunk's)
-preemption             no block for a running request: the last admitted one gives all back and goes to the queue's front
+full prompt must fit   a request is admitted only if blocks for all its tokens are free (not only the chunk's)
+preemption             no block for a running request: the last admitted one gives all back, goes to the queue's front
 no admission then      a step that preempted admits nobody
 recompute              a preempted request prefills its prompt and what it had generated, then goes on
-prefix cache           full blocks are found by hash, at most up to the last token but one; freed blocks stay until evicted
-asynchronous           step k is decided when step k-1 starts: it sees what arrived by then, and the seats and blocks of
-                       requests that end in step k-1 are still taken
+prefix cache           full blocks are found by hash, at most up to the last token but one, until they are evicted
+asynchronous           step k is decided when step k-1 starts: it sees what arrived by then, and the seats and blocks
+                       of requests that end in step k-1 are still taken
 =====================  ============================================================================================
 
 Known departures: a request that ends (and holds its seat one step more) is never the victim of a preemption; a stop
@@ -69,8 +69,10 @@ class Rules:
             raise AnalysisError(f"no scheduler can run with {', '.join(bad) or 'one block, the placeholder'}",
                                 hint="take the counts from a record's effective configuration")  # fmt: skip
         if not self.mixed and not self.reserve_full_prompt:
-            raise AnalysisError("prompts in steps of their own need reserve_full_prompt",
-                                hint="a prompt that stalls the decodes could wait for their blocks for ever")  # fmt: skip
+            raise AnalysisError(
+                "prompts in steps of their own need reserve_full_prompt",
+                hint="a prompt that stalls the decodes could wait for their blocks for ever",
+            )
         if self.token_budget < self.max_sequences:
             raise AnalysisError(f"token_budget {self.token_budget} is below max_sequences {self.max_sequences}",
                                 hint="every running sequence needs one token a step")  # fmt: skip

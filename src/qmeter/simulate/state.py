@@ -1,8 +1,8 @@
-"""The fast kernel's state: plain arrays, so that the same code runs compiled, resumes at any time and copies cheaply."""
+"""The fast kernel's state: plain arrays, so that the same code runs compiled and resumes at any time."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -170,8 +170,8 @@ def coefficients(rules: Rules, model: StepModel, load: SimLoad | None = None, de
     flags = (rules.reserve_full_prompt, rules.async_scheduling, rules.chunked_prefill, rules.mixed, rules.prefix_cache)
     rule = [rules.token_budget, rules.max_sequences, rules.block_tokens, *flags, unit, closed, detail,
             rules.usable_blocks]  # fmt: skip
-    c = [model.kv_s, model.pair_s, model.chunk_s, model.host_s, model.host_seq_s, model.kv_j, model.pair_j, model.busy_w,
-         load.think_s if load else 0.0, load.stop_s if load else np.inf]  # fmt: skip
+    c = [model.kv_s, model.pair_s, model.chunk_s, model.host_s, model.host_seq_s, model.kv_j, model.pair_j,
+         model.busy_w, load.think_s if load else 0.0, load.stop_s if load else np.inf]  # fmt: skip
     return Coefficients(
         np.array(rule, dtype=np.int64), np.array(c, dtype=np.float64),
         _table(model.decode_s, rules.max_sequences), _table(model.mixed_s, rules.token_budget),
@@ -196,4 +196,9 @@ def log(segments: int, decode_steps: int, steps: int) -> Log:
 
 def grown(old: Log) -> Log:
     """The same log with twice the room."""
-    return Log(old.n, *(np.concatenate((a, np.zeros_like(a))) for a in old[1:]))
+
+    def twice(a: Any) -> Any:
+        return np.concatenate((a, np.zeros_like(a)))
+
+    return Log(old.n, twice(old.seg_req), twice(old.seg_s), twice(old.seg_g), twice(old.seg_n), twice(old.decode_end),
+               twice(old.step))  # fmt: skip

@@ -4,8 +4,8 @@
 
 ``table`` is piecewise linear and non-decreasing: over the number of sequences for a decode step (its kinks are the
 kernel switches and CUDA-graph sizes that the data shows), over all tokens for a step with prefill. KV is the number of
-cache tokens that the decodes read, pairs the query-key pairs of the prefill chunks. Energy has the same form, without the
-floor, plus ``busy_w * t``. All coefficients are non-negative, so time and energy never fall when work is added.
+cache tokens that the decodes read, pairs the query-key pairs of the prefill chunks. Energy has the same form, without
+the floor, plus ``busy_w * t``. All coefficients are non-negative, so time and energy never fall when work is added.
 """
 
 from __future__ import annotations
@@ -63,21 +63,21 @@ class StepModel:
     def decode(self, sequences: int, kv_tokens: float) -> float:
         """Seconds of a decode step of ``sequences`` sequences that read ``kv_tokens`` tokens."""
         floor = self.host_s + self.host_seq_s * sequences
-        return max(floor, float(self.decode_s[sequences]) + self.kv_s * kv_tokens)
+        return max(floor, at(self.decode_s, sequences) + self.kv_s * kv_tokens)
 
     def mixed(self, sequences: int, kv_tokens: float, prefill: int, pairs: float, chunks: int) -> float:
         """Seconds of a step with ``prefill`` prompt tokens in ``chunks`` chunks beside ``sequences`` decodes."""
         floor = self.host_s + self.host_seq_s * (sequences + chunks)
-        work = float(self.mixed_s[sequences + prefill]) + self.kv_s * kv_tokens
+        work = at(self.mixed_s, sequences + prefill) + self.kv_s * kv_tokens
         return max(floor, work + self.pair_s * pairs + self.chunk_s * chunks)
 
     def decode_energy(self, sequences: int, kv_tokens: float, seconds: float) -> float:
         """Joules of a decode step that took ``seconds``."""
-        return self.busy_w * seconds + float(at(self.decode_j, sequences)) + self.kv_j * kv_tokens
+        return self.busy_w * seconds + at(self.decode_j, sequences) + self.kv_j * kv_tokens
 
     def mixed_energy(self, sequences: int, kv_tokens: float, prefill: int, pairs: float, seconds: float) -> float:
         """Joules of a step with prefill that took ``seconds``."""
-        tokens = float(at(self.mixed_j, sequences + prefill))
+        tokens = at(self.mixed_j, sequences + prefill)
         return self.busy_w * seconds + tokens + self.kv_j * kv_tokens + self.pair_j * pairs
 
 
@@ -93,7 +93,7 @@ def decode_run(model: StepModel, sequences: int, kv_tokens: float, steps: int) -
     floor holds at first, it ends at one step, found by division.
     """
     floor = model.host_s + model.host_seq_s * sequences
-    first = float(model.decode_s[sequences]) + model.kv_s * kv_tokens
+    first = at(model.decode_s, sequences) + model.kv_s * kv_tokens
     slope = model.kv_s * sequences
     under = floor_steps(floor, first, slope, steps)
     over = steps - under
@@ -105,7 +105,7 @@ def floor_steps(floor: float, first: float, slope: float, steps: int) -> int:
     """Of ``steps`` steps that take first, first + slope, …: how many are below ``floor``."""
     if first >= floor:
         return 0
-    if slope <= 0:
+    if floor - first > slope * steps:
         return steps
     return min(steps, math.ceil((floor - first) / slope))
 

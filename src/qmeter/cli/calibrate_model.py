@@ -1,0 +1,136 @@
+"""``qmeter calibrate-model``: fit the simulator to measured records, and say how well it predicts what it never saw."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from qmeter.errors import AnalysisError
+from qmeter.record import Record
+from qmeter.simulate.calibrate import DRAWS, Tables, calibrate
+from qmeter.simulate.calibration import Calibration, save
+from qmeter.simulate.validate import Comparison, by_deployment, cached, compare, leave_one_out, scores
+from qmeter.store import open_results
+
+
+def calibrate_model(
+    where: Annotated[str, typer.Argument(metavar="DIR", help="Study folder, or a profile's name or folder.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("calibrations.json"),
+    method: Annotated[list[str] | None, typer.Option("--method", help="Only these methods.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Only this model.")] = None,
+    hold: Annotated[
+        list[str] | None, typer.Option("--hold", help="Workload to leave out of the fit and to check on; repeatable.")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Predict every workload from a fit without it.")] = False,
+    draws: Annotated[int, typer.Option("--draws", min=3, max=1000, help="Bootstrap draws kept.")] = DRAWS,
+    pictures: Annotated[Path | None, typer.Option("--pictures", help="Folder for SVG pictures.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Fit step time, power and delays of each deployment from its records, with intervals; write one file."""
+    results = open_results(where)
+    tables = cached(results.tables)
+    console = Console(stderr=as_json)
+    groups = [g for g in by_deployment(results.records()) if _wanted(g[0], method, model)]
+    if not groups:
+        raise AnalysisError(f"{where} has no valid measured record that fits", hint=f"look at: qmeter show {where}")
+    made, rows, faults = _fit_all(groups, tables, hold or [], check, draws, console)
+    if not made:
+        raise AnalysisError(f"no deployment could be calibrated: {faults[0]}")
+    save(made, out)
+    drawn = _pictures(rows, made, pictures) if pictures else []
+    if as_json:
+        data = {
+            "file": str(out),
+            "calibrations": [{"id": c.id, "label": c.label, "cell_sigma": c.cell_sigma} for c in made],
+            "scores": [asdict(s) for s in scores(rows)],
+            "comparisons": [asdict(r) | {"error": r.error, "inside": r.inside} for r in rows],
+            "faults": faults,
+        }
+        typer.echo(json.dumps(data))
+        return
+    console.print(_table(made))
+    for fault in faults:
+        console.print(f"[yellow]not calibrated[/] {fault}", soft_wrap=True, highlight=False)
+    if rows:
+        console.print(_rows(rows))
+        console.print(_scores(rows))
+    console.print("\n         ".join([f"written: {out}", *map(str, drawn)]), highlight=False)
+
+
+def _wanted(record: Record, methods: list[str] | None, model: str | None) -> bool:
+    d = record.cell["deployment"]
+    return (not methods or d["method"] in methods) and (model is None or d["model"]["name"] == model)
+
+
+def _fit_all(
+    groups: Sequence[Sequence[Record]], tables: Tables, hold: list[str], check: bool, draws: int, console: Console
+) -> tuple[list[Calibration], list[Comparison], list[str]]:
+    made: list[Calibration] = []
+    rows: list[Comparison] = []
+    faults: list[str] = []
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("calibrating", total=len(groups))
+        for group in groups:
+            d = group[0].cell["deployment"]
+            progress.update(task, description=f"{d['model']['name']}/{d['method']}")
+            kept = [r for r in group if r.cell["workload"]["name"] not in hold]
+            try:
+                found = calibrate(kept, tables, draws=draws)
+                made.append(found)
+                rows += compare(found, [r for r in group if r not in kept], held_out=True)
+                if check:
+                    rows += leave_one_out(kept, tables)
+            except AnalysisError as error:
+                faults.append(f"{d['model']['name']}/{d['method']}: {error.message}")
+            progress.advance(task)
+    return made, rows, faults
+
+
+def _pictures(rows: list[Comparison], made: list[Calibration], folder: Path) -> list[Path]:
+    from qmeter.simulate.pictures import draw
+
+    return draw(rows, made, folder)
+
+
+def _table(made: list[Calibration]) -> Table:
+    table = Table("deployment", "cells", "decode step, 1 / most", "prefill, ms/1k tokens", "run to run", "delays, ms",
+                  "energy", title="calibrations")  # fmt: skip
+    for c in made:
+        model = c.step_model(noise=False)
+        most = min(c.support.sequences, len(model.decode_s) - 1)
+        tokens = min(1000, len(model.mixed_s) - 1)
+        table.add_row(
+            c.label, str(len(c.cells)), f"{model.decode(1, 0) * 1e3:.2f} / {model.decode(most, 0) * 1e3:.2f} ms",
+            f"{model.mixed(0, 0, tokens, tokens**2 / 2, 1) * 1e6 / tokens:.1f}", f"{c.cell_sigma:.1%}",
+            f"{c.input_s * 1e3:.1f} in, {c.output_s * 1e3:.1f} out", c.energy_series or f"unknown: {c.why_no_energy}",
+        )  # fmt: skip
+    return table
+
+
+def _rows(rows: list[Comparison]) -> Table:
+    table = Table("deployment", "workload", "metric", "measured", "predicted", "90% interval", "error", "inside",
+                  title="held out: measured against predicted")  # fmt: skip
+    for r in rows:
+        table.add_row(
+            r.deployment, r.workload, r.metric, f"{r.measured:.4g}", f"{r.predicted:.4g}",
+            f"{r.low:.4g} – {r.high:.4g}", f"{r.error:+.1%}", "yes" if r.inside else "[red]no[/]",
+        )  # fmt: skip
+    return table
+
+
+def _scores(rows: list[Comparison]) -> Table:
+    table = Table(
+        "metric", "cells", "mean error", "median", "worst", "intervals held", title="errors on held-out loads"
+    )
+    for s in scores(rows):
+        table.add_row(s.metric, str(s.cells), f"{s.mean_error:.1%}", f"{s.median_error:.1%}", f"{s.worst:.1%}",
+                      f"{s.coverage:.0%}")  # fmt: skip
+    return table

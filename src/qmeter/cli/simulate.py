@@ -1,0 +1,150 @@
+"""``qmeter simulate``: predict latency, goodput and energy of a calibrated deployment at a load of one's choice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from qmeter.errors import SpecError
+from qmeter.record import Quantity
+from qmeter.simulate.calibrate import calibrate
+from qmeter.simulate.calibration import Calibration, find, load_calibrations
+from qmeter.simulate.predict import DRAWS, Prediction, predict
+from qmeter.simulate.validate import by_deployment
+from qmeter.spec.workload import WorkloadSpec
+from qmeter.store import open_results
+
+SHOWN = ("ttft_p50_s", "ttft_p99_s", "tpot_mean_s", "tpot_p99_s", "e2e_p50_s", "throughput_tok_s", "goodput_hz",
+         "slo_attainment", "j_per_output_token", "power_mean_w")  # fmt: skip
+
+
+def simulate(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Calibration file, study folder, or profile.")],
+    model: Annotated[str | None, typer.Option("--model", help="Only this model.")] = None,
+    method: Annotated[str | None, typer.Option("--method", help="Only this method.")] = None,
+    engine: Annotated[str | None, typer.Option("--engine", help="Only this engine.")] = None,
+    rate: Annotated[list[str] | None, typer.Option("--rate", help="Poisson arrivals, as in 4/s; repeatable.")] = None,
+    concurrency: Annotated[
+        list[int] | None, typer.Option("--concurrency", min=1, help="Closed loop with that many in flight; repeatable.")
+    ] = None,
+    trace: Annotated[Path | None, typer.Option("--trace", help="Azure CSV or Mooncake JSONL to replay.")] = None,
+    prompt_tokens: Annotated[str, typer.Option("--prompt-tokens", help="As 512, or 128-1024 (uniform).")] = "512",
+    output_tokens: Annotated[str, typer.Option("--output-tokens", help="As 128, or 16-256 (uniform).")] = "128",
+    window: Annotated[str, typer.Option("--window", help="How long the load counts.")] = "60s",
+    warmup: Annotated[str, typer.Option("--warmup", help="How long it runs before.")] = "10s",
+    ttft: Annotated[str | None, typer.Option("--ttft", help="SLO on the time to first token, as 500ms.")] = None,
+    tpot: Annotated[str | None, typer.Option("--tpot", help="SLO on the mean time per output token, as 50ms.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of arrivals, lengths and noise.")] = 1,
+    draws: Annotated[int, typer.Option("--draws", min=0, max=1000, help="Runs behind each interval.")] = DRAWS,
+    extrapolate: Annotated[bool, typer.Option("--extrapolate", help="Answer beyond the calibration too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a prediction.")] = False,
+) -> None:
+    """Predict latencies, goodput, energy and power with 90% intervals; refuse what the calibration does not cover."""
+    calibrations = find(_calibrations(source), model=model, method=method, engine=engine)
+    slo = {k: v for k, v in (("ttft", ttft), ("tpot", tpot)) if v}
+    common: dict[str, Any] = {"warmup": warmup, "window": window, "drain": "600s", "slo": slo or None}
+    lengths = {"prompt_tokens": _lengths(prompt_tokens), "output_tokens": _lengths(output_tokens)}
+    workloads = [
+        _workload(a, common | (carried or lengths)) for a, carried in _arrivals(rate or [], concurrency or [], trace)
+    ]
+    console = Console(stderr=as_json)
+    found = []
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("simulating", total=len(calibrations) * len(workloads) * max(draws, 1))
+        for c in calibrations:
+            for workload in workloads:
+                progress.update(task, description=f"{c.label} · {workload.name}")
+                found.append(
+                    predict(c, workload, seed=seed, draws=draws, allow_extrapolation=extrapolate,
+                            on_draw=lambda *_: progress.advance(task))
+                )  # fmt: skip
+    if as_json:
+        for p in found:
+            typer.echo(json.dumps(_data(p)))
+        return
+    for workload in workloads:
+        console.print(_table(workload, [p for p in found if p.workload is workload]))
+    for note in dict.fromkeys(f"{p.calibration.label}: {n}" for p in found for n in p.notes):
+        console.print(f"[yellow]near the edge[/] {note}", soft_wrap=True, highlight=False)
+
+
+def _calibrations(source: str) -> list[Calibration]:
+    if Path(source).is_file():
+        return load_calibrations(Path(source))
+    results = open_results(source)
+    return [calibrate(group, results.tables) for group in by_deployment(results.records())]
+
+
+def _lengths(text: str) -> dict[str, Any]:
+    low, _, high = text.partition("-")
+    try:
+        return (
+            {"kind": "uniform", "low": int(low), "high": int(high)} if high else {"kind": "fixed", "tokens": int(low)}
+        )
+    except ValueError as error:
+        raise SpecError(f"a length is 512 or 128-1024, not {text!r}", faults=[("lengths", text)]) from error
+
+
+def _arrivals(
+    rates: list[str], concurrencies: list[int], trace: Path | None
+) -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
+    """Arrivals, and the lengths that come with them where they are a trace."""
+    out: list[tuple[dict[str, Any], dict[str, Any] | None]] = [({"kind": "poisson", "rate": r}, None) for r in rates]
+    out += [({"kind": "closed", "concurrency": n}, None) for n in concurrencies]
+    if trace is not None:
+        kind = "mooncake" if trace.suffix == ".jsonl" else "azure"
+        carried = {"prompt_tokens": {"kind": "trace"}, "output_tokens": {"kind": "trace"}}
+        out.append(({"kind": "trace", "path": str(trace), "format": kind}, carried))
+    if not out:
+        raise SpecError("no load was given", hint="add --rate 4/s, --concurrency 16 or --trace FILE")
+    return out
+
+
+def _workload(arrivals: dict[str, Any], rest: dict[str, Any]) -> WorkloadSpec:
+    from pydantic import ValidationError
+
+    size = arrivals.get("rate") or arrivals.get("concurrency") or Path(arrivals.get("path", "")).stem
+    try:
+        return WorkloadSpec.model_validate({"name": f"{arrivals['kind']}@{size}", "arrivals": arrivals} | rest)
+    except ValidationError as error:
+        faults = [(".".join(str(p) for p in e["loc"]), e["msg"]) for e in error.errors()]
+        raise SpecError("the load is not valid", faults=faults) from error
+
+
+def _data(p: Prediction) -> dict[str, Any]:
+    numbers = {**p.metrics, **p.energy}
+    return {
+        "kind": "simulated",
+        "calibration": p.calibration.id,
+        "deployment": p.calibration.label,
+        "workload": p.workload.model_dump(mode="json"),
+        "metrics": {k: q.model_dump(mode="json", exclude_none=True) for k, q in numbers.items()},
+        "notes": list(p.notes),
+    }
+
+
+def _table(workload: WorkloadSpec, found: list[Prediction]) -> Table:
+    table = Table("metric", *(p.calibration.label for p in found), title=f"{workload.name}: simulated, 90% intervals")
+    numbers = [{**p.metrics, **p.energy} for p in found]
+    for name in SHOWN:
+        if any(n.get(name) is not None for n in numbers):
+            table.add_row(name, *(_shown(n.get(name)) for n in numbers))
+    return table
+
+
+def _shown(q: Quantity | None) -> str:
+    if q is None:
+        return ""
+    if q.value is None:
+        return "unknown"
+    return (
+        f"{q.value:.4g}\n[dim]{q.low:.3g} – {q.high:.3g}[/]"
+        if q.low is not None and q.high is not None
+        else f"{q.value:.4g}"
+    )

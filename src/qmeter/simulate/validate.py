@@ -1,0 +1,140 @@
+"""Predictions beside measurements: errors of means and tails, and how often the intervals hold the measured value."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qmeter.record import CellStatus, CellTables, Record, RecordKind
+from qmeter.simulate.calibrate import Tables, calibrate
+from qmeter.simulate.calibration import Calibration
+from qmeter.simulate.predict import DRAWS, predict
+from qmeter.spec.workload import WorkloadSpec
+
+METRICS = (
+    "tpot_mean_s",
+    "ttft_p50_s",
+    "ttft_p99_s",
+    "e2e_p50_s",
+    "throughput_tok_s",
+    "j_per_output_token",
+    "power_mean_w",
+)
+"""What is compared."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One metric of one cell: measured, predicted with its interval, both in ``unit``."""
+
+    deployment: str
+    workload: str
+    metric: str
+    unit: str
+    measured: float
+    predicted: float
+    low: float
+    high: float
+    held_out: bool
+
+    @property
+    def error(self) -> float:
+        """(predicted - measured) / measured."""
+        return self.predicted / self.measured - 1.0
+
+    @property
+    def inside(self) -> bool:
+        """Whether the interval holds the measured value."""
+        return self.low <= self.measured <= self.high
+
+
+def workload_of(record: Record) -> WorkloadSpec:
+    """The record's workload."""
+    return WorkloadSpec.model_validate_json(json.dumps(record.cell["workload"]))
+
+
+def compare(
+    calibration: Calibration, records: Iterable[Record], *, held_out: bool, draws: int = DRAWS,
+    metrics: Sequence[str] = METRICS,
+) -> list[Comparison]:  # fmt: skip
+    """Predict each record's cell from its own seed, and set the two side by side; unknown metrics are left out."""
+    rows = []
+    for record in records:
+        workload = workload_of(record)
+        found = predict(calibration, workload, seed=int(record.cell["seed"]), draws=draws, allow_extrapolation=True)
+        for name in metrics:
+            measured = record.metrics.get(name) or record.energy.get(name)
+            predicted = found.metrics.get(name) or found.energy.get(name)
+            if measured is None or predicted is None or not measured.value or predicted.value is None:
+                continue
+            low = predicted.value if predicted.low is None else predicted.low
+            high = predicted.value if predicted.high is None else predicted.high
+            rows.append(
+                Comparison(calibration.label, workload.name, name, measured.unit, measured.value, predicted.value, low,
+                           high, held_out)
+            )  # fmt: skip
+    return rows
+
+
+def usable(records: Iterable[Record]) -> list[Record]:
+    """Measured records that are valid."""
+    return [r for r in records if r.status is CellStatus.OK and r.kind is RecordKind.MEASURED]
+
+
+def by_deployment(records: Iterable[Record]) -> list[list[Record]]:
+    """Usable records, deployment by deployment."""
+    groups: dict[str, list[Record]] = {}
+    for record in usable(records):
+        groups.setdefault(record.deployment_id, []).append(record)
+    return list(groups.values())
+
+
+def leave_one_out(records: Sequence[Record], tables: Tables, *, draws: int = DRAWS) -> list[Comparison]:
+    """Each workload point of one deployment predicted from a calibration that never saw it (its repeats neither)."""
+    rows = []
+    for name in dict.fromkeys(r.cell["workload"]["name"] for r in records):
+        rest = [r for r in records if r.cell["workload"]["name"] != name]
+        if rest:
+            own = [r for r in records if r.cell["workload"]["name"] == name]
+            rows += compare(calibrate(rest, tables), own, held_out=True, draws=draws)
+    return rows
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric over cells: mean and median absolute relative error, and the share of intervals that held."""
+
+    metric: str
+    cells: int
+    mean_error: float
+    median_error: float
+    worst: float
+    coverage: float
+
+
+def scores(rows: Sequence[Comparison]) -> list[Score]:
+    """One line a metric."""
+    out = []
+    for metric in dict.fromkeys(r.metric for r in rows):
+        own = [r for r in rows if r.metric == metric]
+        errors = np.abs([r.error for r in own])
+        out.append(
+            Score(metric, len(own), float(errors.mean()), float(np.median(errors)), float(errors.max()),
+                  float(np.mean([r.inside for r in own])))
+        )  # fmt: skip
+    return out
+
+
+def cached(tables: Callable[[Record], CellTables]) -> Tables:
+    """The same tables, each read once."""
+    kept: dict[str, CellTables] = {}
+
+    def read(record: Record) -> CellTables:
+        if record.cell_id not in kept:
+            kept[record.cell_id] = tables(record)
+        return kept[record.cell_id]
+
+    return read
