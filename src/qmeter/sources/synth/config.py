@@ -35,6 +35,8 @@ def model_config(shape: ModelShape, quantization: dict[str, Any] | None) -> dict
         "torch_dtype": "bfloat16",
         "use_cache": True,
     }
+    if shape.rope_scaling:
+        config["rope_scaling"] = dict(shape.rope_scaling)
     if quantization:
         config["quantization_config"] = quantization
     return config
