@@ -179,7 +179,9 @@ def lines(
     if log_y:
         scale, ticks = _log(alt, [r[k] for r in rows for k in ("y", "y_low", "y_high")] + ([limit] if limit else []))
     loads = sorted({float(r["x"]) for r in rows})
-    x_ticks = alt.Axis(values=loads, format="~g") if len(loads) <= 8 else alt.Axis(tickCount=6)
+    x_ticks = (
+        alt.Axis(values=loads, labelExpr="format(datum.value, '~r')") if len(loads) <= 8 else alt.Axis(tickCount=6)
+    )
     y_ticks = alt.Axis(tickCount=6) if ticks is None else alt.Axis(values=ticks)
     x_axis = alt.X("x:Q", title=x, scale=alt.Scale(zero=False, nice=False, padding=14), axis=x_ticks)
     y_axis = alt.Y("y:Q", title=y, scale=scale, axis=y_ticks)
@@ -205,9 +207,8 @@ def lines(
     if limit is not None:
         data = alt.Chart(alt.Data(values=[{"y": limit, "text": "SLO"}]))
         layers.insert(0, data.mark_rule(strokeDash=[5, 4], strokeWidth=1.2).encode(y="y:Q"))
-        layers.append(
-            data.mark_text(align="left", dx=4, dy=-6, fontSize=11).encode(y="y:Q", x=alt.value("width"), text="text:N")
-        )
+        text = data.mark_text(align="right", dx=-4, dy=-6, fontSize=11)
+        layers.append(text.encode(y="y:Q", x=alt.value("width"), text="text:N"))
     if diagonal:
         ends = sorted({r["x"] for r in rows})
         data = alt.Chart(alt.Data(values=[{"x": v, "y": v} for v in (ends[0], ends[-1])]))

@@ -56,7 +56,8 @@ def decimals(value: float, digits: int = DIGITS) -> int:
     """Decimal places that show ``value`` with so many significant digits (0 for large ones)."""
     if value == 0 or not math.isfinite(value):
         return 0
-    return min(12, max(0, digits - 1 - math.floor(math.log10(abs(value)) + 1e-12)))
+    size = float(f"{abs(value):.{digits}g}")
+    return min(12, max(0, digits - 1 - math.floor(math.log10(size) + 1e-12)))
 
 
 def plain(value: float, places: int) -> str:

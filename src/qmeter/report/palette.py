@@ -8,8 +8,8 @@ from dataclasses import dataclass
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A5A00")
 """Okabe and Ito's colours that hold on white and on black, and a brown; their yellow is too faint on white."""
 REFERENCE = "#7A7F87"
-SHAPES = ("square", "triangle-up", "diamond", "cross", "triangle-down", "circle", "triangle-right", "stroke")
-"""Vega's point shapes; their number has no common factor with the colours, so 56 pairs differ."""
+SHAPES = ("square", "triangle-up", "diamond", "cross", "triangle-down", "circle", "triangle-right")
+"""Vega's point shapes that stay apart when small."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,13 @@ class Style:
 
 
 def styles(names: Sequence[str], references: Sequence[str] = ()) -> list[Style]:
-    """A style for each name, in order; references are grey circles."""
+    """A style for each name, in order; references are grey circles. 49 pairs of colour and shape differ."""
     out, k = [], 0
     for name in names:
         if name in references:
             out.append(Style(name, REFERENCE, "circle"))
             continue
-        out.append(Style(name, COLOURS[k % len(COLOURS)], SHAPES[k % (len(SHAPES) - 1)]))
+        out.append(Style(name, COLOURS[k % len(COLOURS)], SHAPES[(k + k // len(COLOURS)) % len(SHAPES)]))
         k += 1
     return out
 
@@ -41,6 +41,5 @@ SVG_PATHS = {
     "triangle-right": "M9.7 5 .8 10V0z",
     "diamond": "M5 0 9.5 5 5 10 .5 5z",
     "cross": "M3.4.5h3.2v2.9h2.9v3.2H6.6v2.9H3.4V6.6H.5V3.4h2.9z",
-    "stroke": "M0 4h10v2H0z",
 }
 """Shape → path in a 10 × 10 box, for the page's own legend."""

@@ -52,6 +52,8 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     page = out / "report.html"
     write_atomic(page, render(parts, charts, looks))
+    for old in (p for part in ("tables", "charts") for p in (out / part).glob("*.*")):
+        old.unlink()
     for name, table in tables.items():
         write_csv(out / "tables" / f"{name}.csv", [table.columns, *table.rows])
     write_quantities(out / "tables" / "quantities.csv", summary)

@@ -1,0 +1,235 @@
+"""Summaries, Pareto sets and recommendations from plain records."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from qmeter.analysis.compare import Axis, Relation, dominates, paired_relation, pareto, relation
+from qmeter.analysis.metrics import METRICS, Better, metric
+from qmeter.analysis.points import SLOVerdict, verdict
+from qmeter.analysis.recommend import Criterion, QualityVerdict
+from qmeter.analysis.repeats import over_repeats
+from qmeter.analysis.summary import StudySummary, summarise
+from qmeter.record import (
+    CellStatus,
+    EffectiveConfig,
+    Provenance,
+    Quantity,
+    Reason,
+    Record,
+    RecordKind,
+)
+from qmeter.spec.workload import SLO
+
+PROVENANCE = Provenance(
+    qmeter_version="0", git_commit=None, started_unix_s=0, host={}, versions={}, engine_command=None, engine_env={},
+    model={}, hashes={}, seed=0,
+)  # fmt: skip
+
+
+def q(value: float, spread: float = 0.01, unit: str = "1", n: int = 100) -> Quantity:
+    return Quantity.of(value, unit, low=value * (1 - spread), high=value * (1 + spread), n=n)
+
+
+def record(
+    method: str,
+    rate: float = 4,
+    *,
+    repeat: int = 0,
+    attained: float = 1.0,
+    goodput: float | None = None,
+    energy: float | None = 1.0,
+    ppl: float | None = 1.0,
+    weights: int | None = 100,
+    status: CellStatus = CellStatus.OK,
+    warnings: tuple[Reason, ...] = (),
+    slo: dict[str, float] | None = None,
+    **changes: Any,
+) -> Record:
+    """One record with the numbers that a summary reads."""
+    promise = {"ttft": 0.3, "tpot": None, "e2e": None, "percentile": 0.9} if slo is None else slo
+    workload = {
+        "name": f"w@{rate:g}", "arrivals": {"kind": "poisson", "rate": rate}, "prompts": {"kind": "synthetic"},
+        "prompt_tokens": {"kind": "fixed", "tokens": 64}, "output_tokens": {"kind": "fixed", "tokens": 16},
+        "slo": promise or None,
+    }  # fmt: skip
+    parts = {"model": {"name": "m"}, "engine": {"name": "e"}, "method": method, "device": "d", "parallelism": {"tp": 1}}
+    unknown = Quantity.unknown("J/token", "no counter")
+    metrics = {
+        "slo_attainment": Quantity.of(attained, "1", low=max(0, attained - 0.03), high=min(1, attained + 0.03), n=100),
+        "goodput_hz": q(attained * rate if goodput is None else goodput, unit="1/s"),
+        "throughput_tok_s": q(rate * 16, unit="token/s"),
+        "e2e_mean_s": q(0.5, unit="s"),
+    }
+    return Record(
+        kind=changes.get("kind", RecordKind.MEASURED),
+        study="s",
+        cell_id=f"{method}-{rate}-{repeat}-{changes.get('kind', '')}",
+        deployment_id=method,
+        status=status,
+        reasons=(Reason(kind="OutOfMemory", stage="launch", message="too big"),) if status is CellStatus.FAILED else (),
+        warnings=warnings,
+        cell={"deployment": parts, "workload": workload, "repeat": repeat, "quality": {"reference": "ref"}},
+        effective=EffectiveConfig(weight_bytes=weights),
+        metrics=metrics if status is CellStatus.OK else {},
+        energy={"j_per_output_token": unknown if energy is None else q(energy, unit="J/token")},
+        quality={} if ppl is None else {"ppl_ratio": q(ppl, 0.002 if method != "ref" else 0.0)},
+        provenance=PROVENANCE,
+    )
+
+
+def decide(*records: Record, **options: Any) -> StudySummary:
+    made = summarise(records, **options)
+    assert len(made.recommendations) == 1
+    return made
+
+
+def test_more_goodput_wins_over_everything_after_it() -> None:
+    r = decide(
+        record("ref", 4), record("ref", 8, attained=0.2), record("a", 4), record("a", 8, energy=3.0, weights=900)
+    ).recommendations[0]
+    assert r.choice and r.choice.deployment.key.label == "a"
+    assert r.runner_up and r.runner_up.deployment.key.label == "ref" and r.lost_on is Criterion.GOODPUT
+    assert r.at_limit
+
+
+def test_energy_decides_between_equal_goodputs_then_memory() -> None:
+    r = decide(record("ref", energy=2.0), record("a", energy=1.0), record("b", energy=1.5)).recommendations[0]
+    assert r.choice and r.choice.deployment.key.label == "a" and r.lost_on is Criterion.ENERGY
+    r = decide(record("ref"), record("a", weights=50)).recommendations[0]
+    assert r.choice and r.choice.deployment.key.label == "a" and r.lost_on is Criterion.MEMORY
+
+
+def test_a_tie_is_called_a_tie() -> None:
+    r = decide(record("ref"), record("a")).recommendations[0]
+    assert r.choice and [c.deployment.key.label for c in r.tied] in (["a"], ["ref"])
+    assert r.runner_up is None
+
+
+def test_unknown_energy_is_skipped_with_a_caveat_never_silently() -> None:
+    r = decide(record("ref", energy=None), record("a", energy=None, weights=50)).recommendations[0]
+    assert r.choice and r.choice.deployment.key.label == "a"
+    assert any("energy was not compared" in c and "no counter" in c for c in r.caveats)
+
+
+def test_worse_quality_is_ruled_out_and_wide_quality_is_a_caveat() -> None:
+    r = decide(record("ref"), record("a", ppl=1.2, energy=0.1)).recommendations[0]
+    assert r.choice and r.choice.deployment.key.label == "ref"
+    assert {c.deployment.key.label: c.out for c in r.candidates}["a"] is Criterion.QUALITY
+    loose = decide(record("ref"), record("a", ppl=1.2, energy=0.1), tolerance=0.3).recommendations[0]
+    assert loose.choice and loose.choice.deployment.key.label == "a"
+    wide = record("a", energy=0.1)
+    wide = wide.model_copy(update={"quality": {"ppl_ratio": Quantity.of(1.04, "1", low=0.9, high=1.2)}})
+    r = decide(record("ref"), wide).recommendations[0]
+    assert r.choice and r.choice.quality is QualityVerdict.UNPROVEN
+    assert any("not shown to be worse" in c for c in r.caveats)
+
+
+def test_unknown_quality_is_not_recommended_while_known_ones_are_there() -> None:
+    r = decide(record("ref"), record("a", ppl=None, energy=0.01)).recommendations[0]
+    assert r.choice and r.choice.deployment.key.label == "ref"
+    assert any("quality is unknown: a" in c for c in r.caveats)
+    alone = decide(record("a", ppl=None), record("b", ppl=None, energy=0.5)).recommendations[0]
+    assert alone.choice is not None
+    made = decide(record("b", ppl=None, energy=0.5), reference="other").recommendations[0]
+    assert any("quality is unknown for every candidate" in c for c in made.caveats)
+
+
+def test_nothing_that_misses_the_slo_is_recommended() -> None:
+    r = decide(record("ref", attained=0.5), record("a", attained=0.7)).recommendations[0]
+    assert r.choice is None and all(c.out is Criterion.SLO for c in r.candidates)
+
+
+def test_overload_misses_the_slo_whatever_the_window_showed() -> None:
+    slo = SLO.model_construct(ttft=0.3, percentile=0.9)
+    q99 = Quantity.of(0.99, "1", low=0.95, high=1.0)
+    assert verdict(q99, slo, overloaded=False) is SLOVerdict.MET
+    assert verdict(q99, slo, overloaded=True) is SLOVerdict.MISSED
+    assert verdict(Quantity.of(0.92, "1", low=0.85, high=0.97), slo, overloaded=False) is SLOVerdict.LIKELY
+    assert verdict(Quantity.of(0.88, "1", low=0.8, high=0.95), slo, overloaded=False) is SLOVerdict.UNLIKELY
+    assert verdict(None, slo, overloaded=False) is SLOVerdict.UNKNOWN
+    assert verdict(q99, None, overloaded=False) is SLOVerdict.UNKNOWN
+
+
+def test_failed_and_invalid_cells_are_listed_and_give_no_numbers() -> None:
+    made = decide(
+        record("ref"),
+        record("a", status=CellStatus.FAILED),
+        record("b"),
+        record("b", repeat=1, status=CellStatus.INVALID),
+    )
+    assert [(p.key.label, p.status) for p in made.problems] == [("a", CellStatus.FAILED), ("b", CellStatus.INVALID)]
+    assert (made.cells, made.valid_cells) == (4, 2)
+    assert {d.key.label: len(d.points) for d in made.deployments} == {"ref": 1, "a": 0, "b": 1}
+
+
+def test_measured_and_simulated_never_share_a_row() -> None:
+    made = summarise([record("ref"), record("ref", kind=RecordKind.SIMULATED)])
+    assert [d.key.label for d in made.deployments] == ["ref", "ref (simulated)"]
+
+
+def test_no_records_make_an_empty_summary() -> None:
+    made = summarise([])
+    assert (made.deployments, made.recommendations, made.cells) == ((), (), 0)
+
+
+def test_without_an_slo_throughput_decides() -> None:
+    r = decide(record("ref", 4, slo={}), record("a", 8, slo={})).recommendations[0]
+    assert r.slo is None and r.choice and r.choice.deployment.key.label == "a" and r.lost_on is Criterion.THROUGHPUT
+
+
+def test_repeats_give_a_t_interval_and_unknown_repeats_stay_unknown() -> None:
+    made = over_repeats("x", [q(1.0), q(2.0), q(3.0)])
+    assert made.value == 2.0 and made.high == pytest.approx(2 + 4.3026527 / 3**0.5) and made.low == 0.0
+    lost = over_repeats("x", [q(1.0), Quantity.unknown("1", "too few")])
+    assert lost.value is None and lost.why == "unknown in 1 of 2 repeats: too few"
+    one = over_repeats("x", [q(1.0)])
+    assert one.low == pytest.approx(0.99) and "within the run" in str(one.why)
+    with pytest.raises(ValueError, match="no repeats"):
+        over_repeats("x", [])
+
+
+def test_pooled_shares_keep_their_doubt_at_one() -> None:
+    every = [Quantity.of(1.0, "1", low=0.9, high=1.0, n=30) for _ in range(2)]
+    made = over_repeats("slo_attainment", every)
+    assert made.value == 1.0 and made.n == 60 and (made.low or 1) < 0.95
+
+
+def test_relations_know_their_noise() -> None:
+    assert relation(q(1.0, 0.2), q(1.1, 0.2), Better.LOWER) is Relation.TIED
+    assert relation(q(1.0, 0.01), q(1.1, 0.01), Better.LOWER) is Relation.BETTER
+    assert relation(q(1.0, 0.01), q(1.1, 0.01), Better.HIGHER) is Relation.WORSE
+    assert relation(q(1.0, 0.0), q(1.001, 0.0), Better.LOWER) is Relation.TIED
+    assert relation(q(1.0), Quantity.unknown("1", "?"), Better.LOWER) is Relation.UNKNOWN
+
+
+def test_paired_repeats_see_what_overlapping_intervals_hide() -> None:
+    a, b = {0: 1.0, 1: 1.5, 2: 2.0}, {0: 1.05, 1: 1.57, 2: 2.11}
+    assert paired_relation(a, b, Better.LOWER) is Relation.BETTER
+    assert paired_relation(a, dict.fromkeys(a, 1.5), Better.LOWER) is Relation.TIED
+    assert paired_relation({0: 1.0}, {0: 2.0}, Better.LOWER) is Relation.UNKNOWN
+
+
+def test_pareto_keeps_what_is_only_beaten_within_noise() -> None:
+    rows = [(10.0, 1.0), (10.0, 2.0), (5.0, 0.5), (9.99, 1.0)]
+    axes = (Axis("speed", Better.HIGHER), Axis("energy", Better.LOWER))
+
+    def stand(i: int, j: int) -> list[Relation]:
+        return [relation(q(rows[i][k]), q(rows[j][k]), axes[k].better) for k in (0, 1)]
+
+    assert pareto(len(rows), stand) == [None, 0, None, None]
+    assert not dominates([Relation.BETTER, Relation.UNKNOWN])
+
+
+def test_a_dominated_deployment_names_what_beats_it() -> None:
+    made = decide(record("ref"), record("a", energy=0.5), record("b", energy=None))
+    by = {p.key.label: p.dominated_by and p.dominated_by.label for p in made.pareto[0].points}
+    assert by == {"ref": "a", "a": None, "b": None}
+
+
+def test_every_metric_has_a_definition_and_derived_names_are_explained() -> None:
+    assert all(m.definition and m.label and m.unit for m in METRICS.values())
+    assert metric("gpu0.energy_j").label == "Energy, gpu0"
+    assert metric("task.facts.accuracy").better is Better.HIGHER
