@@ -77,15 +77,13 @@ def analyse(
 
 
 def _latencies(found: Latencies, confidence: float, rng: np.random.Generator) -> dict[str, Quantity]:
-    out: dict[str, Quantity] = {}
-    for name, values in (
-        ("ttft", found.ttft_s),
-        ("ttft_from_sent", found.ttft_from_sent_s),
-        ("tpot", found.tpot_s),
-        ("e2e", found.e2e_s),
-    ):
-        out |= latency_metrics(name, values, found.elapsed_s, confidence, rng)
-    return out
+    columns = {
+        "ttft": found.ttft_s,
+        "ttft_from_sent": found.ttft_from_sent_s,
+        "tpot": found.tpot_s,
+        "e2e": found.e2e_s,
+    }
+    return latency_metrics(columns, found.elapsed_s, confidence, rng)
 
 
 def _warnings(found: Found, tables: CellTables, requests: Latencies, workload: WorkloadSpec) -> list[Reason]:

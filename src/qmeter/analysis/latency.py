@@ -8,12 +8,13 @@ percentile is either exact or unknown with the reason, never computed over the s
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qmeter.analysis.stats import F64, I64, block_length, counted_quantiles, quantiles, resampled, spread
+from qmeter.analysis.stats import F64, I64, Counts, block_length, counted_quantiles, quantiles, resampled, spread
 from qmeter.analysis.window import spans
 from qmeter.record import CellTables, Quantity, RequestStatus, Window
 
@@ -136,34 +137,57 @@ def gaps(tables: CellTables, window: Window) -> Gaps:
 
 
 def latency_metrics(
-    name: str, values: F64, elapsed_s: F64, confidence: float, rng: np.random.Generator
+    columns: Mapping[str, F64], elapsed_s: F64, confidence: float, rng: np.random.Generator
 ) -> dict[str, Quantity]:
-    """``<name>_mean_s`` and ``<name>_p50_s`` … of per-request values in time order, infinity where censored.
+    """``<name>_mean_s`` and ``<name>_p50_s`` … of per-request columns in time order, infinity where censored.
 
-    Intervals: circular block bootstrap over requests in time order, block length after Politis and White.
+    Intervals: circular block bootstrap over requests in time order, block length after Politis and White (the longest
+    of the columns'); each resample serves every column, those of a request staying together.
     """
-    defined = ~np.isnan(values)
-    values, elapsed_s = values[defined], elapsed_s[defined]
-    n = len(values)
-    if n == 0:
-        why = f"no request in the window has a {name.upper()}"
-        return {key: Quantity.unknown("s", why, n=0) for key in _names(name)}
-    finite = np.isfinite(values)
-    order = np.argsort(values, kind="stable")
-    ordered, ps = values[order], [p / 100 for p in PERCENTILES]
-    filled = np.where(finite, values, 0.0)
+    n = len(elapsed_s)
+    some = {name: values for name, values in columns.items() if not np.isnan(values).all()}
+    out: dict[str, Quantity] = {}
+    for name in columns:
+        if name not in some:
+            why = f"no request in the window has a {name.upper()}"
+            out |= {key: Quantity.unknown("s", why, n=0) for key in _names(name)}
+    if not some:
+        return out
+    ps = [p / 100 for p in PERCENTILES]
+    ready = {name: _Column(values) for name, values in some.items()}
 
-    def draw(counts: I64) -> F64:
-        kept = np.maximum(counts @ finite, 1)
-        return np.column_stack([counts @ filled / kept, counted_quantiles(ordered, counts[:, order], ps)])
+    def draw(counts: Counts) -> F64:
+        return np.column_stack([c.draw(counts, ps) for c in ready.values()])
 
-    block = block_length(np.where(finite, values, values[finite].max() if finite.any() else 0.0))
+    block = max(block_length(c.bounded) for c in ready.values())
     draws = resampled(n, block, rng, draw)
-    out = {f"{name}_mean_s": _mean(name, values, elapsed_s, draws[:, 0], confidence)}
-    points = quantiles(values, ps)
-    for j, p in enumerate(PERCENTILES):
-        out[f"{name}_p{p}_s"] = _percentile(name, p, float(points[j]), draws[:, j + 1], values, elapsed_s, confidence)
+    for k, (name, values) in enumerate(some.items()):
+        own = draws[:, k * (1 + len(ps)) : (k + 1) * (1 + len(ps))]
+        defined = ~np.isnan(values)
+        seen, elapsed = values[defined], elapsed_s[defined]
+        out[f"{name}_mean_s"] = _mean(name, seen, elapsed, own[:, 0], confidence)
+        for j, p in enumerate(PERCENTILES):
+            point = float(quantiles(seen, [p / 100])[0])
+            out[f"{name}_p{p}_s"] = _percentile(name, p, point, own[:, j + 1], seen, elapsed, confidence)
     return out
+
+
+class _Column:
+    """One latency column made ready for the bootstrap: sorted once, sums over what is finite."""
+
+    def __init__(self, values: F64):
+        self._order = np.argsort(values, kind="stable")[: int((~np.isnan(values)).sum())]
+        self._ordered = values[self._order]
+        finite = np.isfinite(values)
+        self._sums = np.column_stack([np.where(finite, values, 0.0), finite.astype(np.float64)])
+        top = values[finite].max() if finite.any() else 0.0
+        self.bounded = np.where(finite, values, np.where(np.isnan(values), top / 2, top))
+
+    def draw(self, counts: Counts, ps: Sequence[float]) -> F64:
+        """Mean of the finite values and the quantiles, a row a resample."""
+        sums = counts.astype(np.float64) @ self._sums
+        mean = sums[:, 0] / np.maximum(sums[:, 1], 1)
+        return np.column_stack([mean, counted_quantiles(self._ordered, counts[:, self._order], ps)])
 
 
 def _names(name: str) -> list[str]:
@@ -237,14 +261,14 @@ def itl_metrics(found: Gaps, confidence: float, rng: np.random.Generator) -> dic
     at = np.minimum(np.searchsorted(values, found.seconds), len(values) - 1)
     table = np.bincount(member * len(values) + at, minlength=len(ranks) * len(values)).reshape(len(ranks), -1)
     table32 = table.astype(np.float32)
-    sums, sizes = np.bincount(member, weights=found.seconds), np.bincount(member)
+    sums, sizes = np.bincount(member, weights=found.seconds), np.bincount(member).astype(np.float64)
     ps = [p / 100 for p in PERCENTILES]
 
-    def draw(counts: I64) -> F64:
-        binned = np.rint(counts.astype(np.float32) @ table32).astype(np.int64)
-        return np.column_stack([counts @ sums / (counts @ sizes), counted_quantiles(values, binned, ps)])
+    def draw(counts: Counts) -> F64:
+        binned = np.rint(counts.astype(np.float32) @ table32).astype(np.int32)
+        return np.column_stack([counts @ sums / np.maximum(counts @ sizes, 1), counted_quantiles(values, binned, ps)])
 
-    draws = resampled(len(ranks), block_length(sums / sizes), rng, draw, resamples=500)
+    draws = resampled(len(ranks), block_length(sums / sizes), rng, draw, resamples=400)
     low, high = spread(draws[:, 0], confidence)
     out = {"itl_mean_s": Quantity.of(float(found.seconds.mean()), "s", low=low, high=high, n=n)}
     for j, p in enumerate(PERCENTILES):

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qmeter.analysis.latency import Latencies, first_last_tokens
-from qmeter.analysis.stats import F64, I64, block_length, resampled, spread, wilson
+from qmeter.analysis.stats import F64, I64, Counts, block_length, resampled, spread, wilson
 from qmeter.analysis.window import in_flight, spans
 from qmeter.record import CellTables, Quantity, RequestStatus, Window
 from qmeter.spec.workload import SLO
@@ -58,7 +58,7 @@ def prompt_tokens(tables: CellTables) -> I64:
 def _rate(bins: F64, window: Window, unit: str, confidence: float, rng: np.random.Generator) -> Quantity:
     per_s = np.asarray(bins, dtype=np.float64) / (window.length_s / len(bins))
 
-    def draw(counts: I64) -> F64:
+    def draw(counts: Counts) -> F64:
         result: F64 = counts @ per_s / len(per_s)
         return result
 
@@ -117,7 +117,7 @@ def _share(flags: NDArray[np.bool_], confidence: float, rng: np.random.Generator
     block = block_length(x)
     if 0 < hits < n and block > 1:
 
-        def draw(counts: I64) -> F64:
+        def draw(counts: Counts) -> F64:
             result: F64 = counts @ x / n
             return result
 

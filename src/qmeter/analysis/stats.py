@@ -16,9 +16,13 @@ from numpy.typing import NDArray
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
+Counts = NDArray[np.int32]
 
 RESAMPLES = 1000
 """Bootstrap resamples; a 95% percentile interval's ends then rest on 25 resamples each."""
+
+MANY, FEWER_RESAMPLES = 4000, 400
+"""Above so many observations fewer resamples do: each end then rests on 10, and intervals are narrow anyway."""
 
 _CHUNK = 4_000_000
 
@@ -163,37 +167,36 @@ def block_length(x: F64) -> int:
     return int(min(top, max(1, math.ceil((2 * g * g / (4 / 3 * spectrum0**2)) ** (1 / 3) * n ** (1 / 3)))))
 
 
-def block_counts(n: int, block: int, resamples: int, rng: np.random.Generator) -> I64:
+def block_counts(n: int, block: int, resamples: int, rng: np.random.Generator) -> Counts:
     """How often each of ``n`` observations occurs in each circular-moving-block resample, shape (resamples, n)."""
     blocks = math.ceil(n / block)
-    starts = rng.integers(0, n, size=(resamples, blocks))
-    steps = np.zeros((resamples, 2 * n + 1), dtype=np.int64)
-    rows = np.repeat(np.arange(resamples), blocks)
+    width = 2 * n + 1
+    starts = rng.integers(0, n, size=(resamples, blocks)) + width * np.arange(resamples)[:, None]
     lengths = np.full(blocks, block)
     lengths[-1] = n - block * (blocks - 1)
-    flat = starts.ravel()
-    np.add.at(steps, (rows, flat), 1)
-    np.add.at(steps, (rows, flat + np.tile(lengths, resamples)), -1)
-    cover = np.cumsum(steps[:, : 2 * n], axis=1)
-    counts: I64 = cover[:, :n] + cover[:, n:]
+    size = resamples * width
+    steps = np.bincount(starts.ravel(), minlength=size) - np.bincount((starts + lengths).ravel(), minlength=size)
+    cover = np.cumsum(steps.reshape(resamples, width)[:, : 2 * n], axis=1, dtype=np.int32)
+    counts: Counts = cover[:, :n] + cover[:, n:]
     return counts
 
 
-def counted_quantiles(ordered: F64, counts: I64, ps: Sequence[float]) -> F64:
+def counted_quantiles(ordered: F64, counts: Counts, ps: Sequence[float]) -> F64:
     """Quantiles (linear, type 7) of resamples given as counts of the ``ordered`` values, shape (rows, len(ps)).
 
     A value of infinity stands for a request that never finished; a quantile that touches it is infinite.
     """
-    cumulative = np.cumsum(counts, axis=1)
+    cumulative = np.cumsum(counts, axis=1, dtype=np.int64)
     total = cumulative[:, -1]
-    out = np.full((len(counts), len(ps)), np.nan)
-    some = total > 0
-    for j, p in enumerate(ps):
-        h = (np.maximum(total, 1) - 1) * p
-        below = np.floor(h)
-        low = ordered[np.minimum((cumulative <= below[:, None]).sum(axis=1), len(ordered) - 1)]
-        high = ordered[np.minimum((cumulative <= np.ceil(h)[:, None]).sum(axis=1), len(ordered) - 1)]
-        out[some, j] = _between(low, high, h - below)[some]
+    h = (np.maximum(total, 1) - 1)[:, None] * np.asarray(ps)[None, :]
+    below = np.floor(h)
+    wanted = np.concatenate([below, np.ceil(h)], axis=1)
+    at = np.empty(wanted.shape, dtype=np.int64)
+    for i, row in enumerate(cumulative):
+        at[i] = np.searchsorted(row, wanted[i], side="right")
+    found = ordered[np.minimum(at, len(ordered) - 1)]
+    out = _between(found[:, : len(ps)], found[:, len(ps) :], h - below)
+    out[total == 0] = np.nan
     return out
 
 
@@ -206,7 +209,7 @@ def _between(low: F64, high: F64, weight: F64) -> F64:
 def quantiles(values: F64, ps: Sequence[float]) -> F64:
     """Sample quantiles (linear, type 7), infinities allowed, shape (len(ps),)."""
     ordered = np.sort(values)
-    result: F64 = counted_quantiles(ordered, np.ones((1, len(ordered)), dtype=np.int64), ps)[0]
+    result: F64 = counted_quantiles(ordered, np.ones((1, len(ordered)), dtype=np.int32), ps)[0]
     return result
 
 
@@ -214,10 +217,15 @@ def resampled(
     n: int,
     block: int,
     rng: np.random.Generator,
-    of: Callable[[I64], F64],
-    resamples: int = RESAMPLES,
+    of: Callable[[Counts], F64],
+    resamples: int | None = None,
 ) -> F64:
-    """``of(counts)`` over all resamples, made in chunks that bound the memory; rows are resamples."""
+    """``of(counts)`` over all resamples, made in chunks that bound the memory; rows are resamples.
+
+    By default :data:`RESAMPLES` of them, fewer where there are many observations.
+    """
+    if resamples is None:
+        resamples = RESAMPLES if n <= MANY else FEWER_RESAMPLES
     size = max(1, min(resamples, _CHUNK // max(1, n)))
     parts = []
     done = 0
@@ -274,7 +282,7 @@ def paired_bootstrap(
     d = y - x
     n = len(d)
 
-    def means(counts: I64) -> F64:
+    def means(counts: Counts) -> F64:
         result: F64 = counts @ d / n
         return result
 
