@@ -47,5 +47,12 @@ def cases(draw, prefix=False):
     )  # fmt: skip
     concurrency = draw(st.none() | st.integers(1, 20))
     arrivals = np.sort(rng.uniform(0, draw(st.sampled_from([0.01, 1.0, 5.0])), n))
-    made = SimLoad(arrivals, prompts, outputs, concurrency=concurrency, think_s=draw(st.sampled_from([0.0, 0.05])))
+    made = SimLoad(
+        arrivals,
+        prompts,
+        outputs,
+        concurrency=concurrency,
+        think_s=draw(st.sampled_from([0.0, 0.05])),
+        spacing_s=draw(st.sampled_from([0.0, 0.003])),
+    )
     return made, rules, model(seats, rules.token_budget, draw(st.none() | st.integers(0, 99)))

@@ -30,6 +30,7 @@ def simulate(load: SimLoad, rules: Rules, model: StepModel, *, detail: bool = Fa
     cache, co = st.cache(load, rules), st.coefficients(rules, model, load, detail)
     first = len(load) if load.concurrency is None else min(load.concurrency, len(load))
     if first:
+        rep.floats[st.DOOR] = work.arrival[first - 1]
         work.queue_next[: first - 1] = np.arange(1, first)
         rep.ints[st.AP], rep.ints[st.QTAIL], rep.ints[st.NEXT] = 0, first - 1, first
     room = 4 * rules.max_sequences + len(load)

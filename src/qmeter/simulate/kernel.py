@@ -32,7 +32,7 @@ from qmeter.simulate.state import (
     CHUNKED,
     CLOSED,
     DEC,
-    DETAIL,
+    DETAIL, DOOR,
     DONE,
     DRAINED,
     ENERGY,
@@ -70,7 +70,7 @@ from qmeter.simulate.state import (
     RUNS,
     SEATS,
     STACK,
-    STEPS,
+    SPACING_S, STEPS,
     STOP_S,
     STUCK,
     THINK_S,
@@ -289,6 +289,8 @@ def _end(rep: Replica, work: Work, rule: I64, c: F64, i: int) -> None:
     if rule[CLOSED]:
         new, at = ints[NEXT], now + c[THINK_S]
         if new < len(work.prompt) and at < c[STOP_S]:
+            at = max(at, rep.floats[DOOR] + c[SPACING_S])
+            rep.floats[DOOR] = at
             work.arrival[new] = at
             ints[NEXT] += 1
             enqueue(ints, work, new)

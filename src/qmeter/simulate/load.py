@@ -31,6 +31,7 @@ class SimLoad:
         unit_start: where each request's units begin, shape (n + 1,).
         concurrency, think_s: closed loop: requests in flight, and the pause between an end and the next send.
         stop_s: closed loop: no request is sent from then on.
+        spacing_s: closed loop: the front end lets requests through one at a time, this far apart.
     """
 
     arrival_s: F64
@@ -42,6 +43,7 @@ class SimLoad:
     concurrency: int | None = None
     think_s: float = 0.0
     stop_s: float = float("inf")
+    spacing_s: float = 0.0
 
     def __len__(self) -> int:
         return len(self.prompt)

@@ -57,7 +57,7 @@ class _Replica:
         self.sent = n if load.concurrency is None else min(n, load.concurrency)
         if load.concurrency is not None:
             self.arrival[:] = np.nan
-            self.arrival[: self.sent] = 0.0
+            self.arrival[: self.sent] = load.spacing_s * np.arange(self.sent)
         self.seen = 0
         self.tokens: list[list[float]] = [[] for _ in range(n)]
         self.preemptions, self.hits = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
@@ -217,7 +217,7 @@ class _Replica:
     def _send_next(self) -> None:
         at = self.now + self.load.think_s
         if self.load.concurrency is not None and self.sent < len(self.load) and at < self.load.stop_s:
-            self.arrival[self.sent] = at
+            self.arrival[self.sent] = max(at, float(self.arrival[self.sent - 1]) + self.load.spacing_s)
             self.sent += 1
 
     def _result(self) -> SimResult:

@@ -19,12 +19,12 @@ AP, WHEAD, NWAIT, STACK, RHEAD, RTAIL, NDEC, PART, PDONE, G, STEPS, FREE, HEAPN 
 NZ, NZOLD, INFLIGHT, DONE, PREEMPTS, QTAIL, NEXT, RUNS, NC, BLANK, LHEAD, LTAIL = range(13, 25)
 N_INTS = 25
 # Replica floats.
-NOW, DEC, BUSY, ENERGY, KSUM = range(5)
-N_FLOATS = 5
+NOW, DEC, BUSY, ENERGY, KSUM, DOOR = range(6)
+N_FLOATS = 6
 # Rule integers.
 BUDGET, SEATS, BLOCK, RESERVE, ASYNC, CHUNKED, MIXED, CACHE, UNIT, CLOSED, DETAIL, USABLE = range(12)
 # Model floats.
-KV_S, PAIR_S, CHUNK_S, HOST_S, HOST_SEQ_S, KV_J, PAIR_J, BUSY_W, THINK_S, STOP_S = range(10)
+KV_S, PAIR_S, CHUNK_S, HOST_S, HOST_SEQ_S, KV_J, PAIR_J, BUSY_W, THINK_S, STOP_S, SPACING_S = range(11)
 # Log counters and step columns.
 LSEG, LGEN, LSTEP = range(3)
 C_START, C_DUR, C_DEC, C_PRE, C_KV, C_PAIRS, C_RUN, C_WAIT, C_USED = range(9)
@@ -131,7 +131,8 @@ def work(load: SimLoad) -> Work:
     arrival = np.array(load.arrival_s, dtype=np.float64)
     if load.concurrency is not None:
         arrival[:] = np.nan
-        arrival[: load.concurrency] = 0.0
+        first = arrival[: load.concurrency]
+        first[:] = load.spacing_s * np.arange(len(first))
     return Work(
         arrival, np.ascontiguousarray(load.prompt, dtype=np.int64), np.ascontiguousarray(load.output, dtype=np.int64),
         links(), links(), links(), links(), zeros(), zeros(), np.zeros(n), zeros(), zeros(),
@@ -171,7 +172,8 @@ def coefficients(rules: Rules, model: StepModel, load: SimLoad | None = None, de
     rule = [rules.token_budget, rules.max_sequences, rules.block_tokens, *flags, unit, closed, detail,
             rules.usable_blocks]  # fmt: skip
     c = [model.kv_s, model.pair_s, model.chunk_s, model.host_s, model.host_seq_s, model.kv_j, model.pair_j,
-         model.busy_w, load.think_s if load else 0.0, load.stop_s if load else np.inf]  # fmt: skip
+         model.busy_w, load.think_s if load else 0.0, load.stop_s if load else np.inf,
+         load.spacing_s if load else 0.0]  # fmt: skip
     return Coefficients(
         np.array(rule, dtype=np.int64), np.array(c, dtype=np.float64),
         _table(model.decode_s, rules.max_sequences), _table(model.mixed_s, rules.token_budget),
