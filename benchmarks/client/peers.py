@@ -128,7 +128,8 @@ def _read_guidellm(job: Job) -> Reported:
 def _aiperf(home: Path, job: Job) -> list[str]:
     return [
         str(home / "bin/aiperf"), "profile", "--url", job.base_url, "--model", "truth",
-        "--endpoint-type", "completions", "--streaming", "--request-rate", str(job.rate_hz), "--request-rate-mode", "poisson",
+        "--endpoint-type", "completions", "--streaming", "--request-rate", str(job.rate_hz),
+        "--request-rate-mode", "poisson",
         "--request-count", str(job.requests), "--isl", str(WORDS), "--osl", str(TOKENS),
         "--tokenizer", str(job.tokenizer),
         "--artifact-dir", str(job.out / "aiperf"), "--ui", "none", "--random-seed", str(job.seed),

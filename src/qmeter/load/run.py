@@ -34,7 +34,9 @@ from qmeter.workload.schedule import Schedule
 
 READY_TIMEOUT_S = 60.0
 SPIN_LEAST_S, SPIN_MOST_S, SPIN_SHARE = 50e-6, 150e-6, 0.1
-"""A process spins before each send for this share of its mean gap, within these bounds (timers wake late)."""
+SPIN_SHARED_S = 10e-6
+"""A process spins before each send for this share of its mean gap, within these bounds (timers wake late).
+Where processes share a core they hardly spin: it would hold up the others' sends."""
 START_AFTER_S = 0.02
 """The common start lies this long after the last process said that it is ready."""
 
@@ -144,7 +146,10 @@ def _open_ahead(schedule: Schedule, target: Target, k: int, processes: int) -> i
     return min(math.ceil(rate * 0.1 / processes) + 8, 1000)
 
 
-def _spin_ns(schedule: Schedule, processes: int) -> int:
+def _spin_ns(schedule: Schedule, client: ClientSpec, processes: int) -> int:
+    cores = len(client.cores) or len(os.sched_getaffinity(0))
+    if processes > cores:
+        return round(SPIN_SHARED_S * 1e9)
     rate_hz = demand(schedule)[0] / processes
     spin_s = SPIN_SHARE / rate_hz if rate_hz else SPIN_MOST_S
     return round(min(max(spin_s, SPIN_LEAST_S), SPIN_MOST_S) * 1e9)
@@ -231,7 +236,7 @@ def _worker(task: dict[str, Any], k: int, processes: int, schedule: Schedule, ta
                 worker.tell(task | {
                     "process": k, "processes": processes, "result_fd": result_fd,
                     "concurrency": _share(schedule.concurrency or 0, k, processes),
-                    "spin_ns": _spin_ns(schedule, processes),
+                    "spin_ns": _spin_ns(schedule, client, processes),
                     "open_ahead": _open_ahead(schedule, target, k, processes),
                     "cores": [client.cores[k % len(client.cores)]] if client.cores else [],
                 })  # fmt: skip
