@@ -194,3 +194,20 @@ def test_missing_series_keep_the_samplers_reason() -> None:
     assert "no RAPL" in str(found.energy["energy_j"].why)
     assert found.energy["energy_j"].value is None
     assert found.metrics["preemptions"].value is None
+
+
+def test_tails_of_gaps_that_share_batches_carry_a_caveat() -> None:
+    spec = workload(20, arrivals={"kind": "poisson", "rate": "20/s"})
+    m = analyse(made_tables(spec, MadeServer(gpus=0), seed=1), spec).metrics
+    assert "gaps of one batch are alike" in str(m["itl_p99_s"].why) and m["itl_p50_s"].why is None
+
+
+def test_intervals_cover_the_truth_at_a_moderate_load() -> None:
+    """GIVEN 25 runs of one law WHEN analysed THEN most intervals hold the long run's mean."""
+    spec = workload(12, arrivals={"kind": "poisson", "rate": "12/s"})
+    long = workload(12, arrivals={"kind": "poisson", "rate": "12/s"}, window="120s")
+    truth = analyse_quick(long, 999).metrics
+    for name in ("ttft_mean_s", "tpot_mean_s", "throughput_tok_s"):
+        found = [analyse_quick(spec, seed).metrics[name] for seed in range(25)]
+        hits = sum((q.low or 0.0) <= (truth[name].value or 0.0) <= (q.high or 0.0) for q in found)
+        assert hits >= 18, (name, hits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from qmeter.spec.workload import WorkloadSpec
 
 FEW_REQUESTS = 20
 """Requests in the window below which the cell carries a warning."""
+OVERLAP = 4.0
+"""Blocks of the bootstrap span at least so many median request durations: requests that share batches depend."""
 TOKEN_DISAGREEMENT = 0.01
 """Share of requests whose token counts may disagree without a warning."""
 
@@ -54,11 +57,13 @@ def analyse(
     found = find(tables, workload)
     window = found.window
     requests = latencies(tables, window)
-    metrics = _latencies(requests, confidence, rng)
-    metrics |= itl_metrics(gaps(tables, window), confidence, rng)
-    metrics |= rate_metrics(tables, window, confidence, rng)
-    metrics |= slo_metrics(requests, workload.slo, window, confidence, rng)
-    metrics["failed_share"] = failed_share(requests, confidence, rng)
+    overlap_s = OVERLAP * float(np.median(requests.elapsed_s)) if len(requests.rows) else 0.0
+    overlap = math.ceil(len(requests.rows) * overlap_s / window.length_s)
+    metrics = _latencies(requests, overlap, confidence, rng)
+    metrics |= itl_metrics(gaps(tables, window), overlap, confidence, rng)
+    metrics |= rate_metrics(tables, window, overlap_s, confidence, rng)
+    metrics |= slo_metrics(requests, workload.slo, window, overlap, confidence, rng)
+    metrics["failed_share"] = failed_share(requests, overlap, confidence, rng)
     metrics["requests"] = Quantity.of(float(len(requests.rows)), "1", n=len(requests.rows))
     metrics |= state_metrics(grouped(tables.telemetry), series, window)
     work = Work(
@@ -76,14 +81,14 @@ def analyse(
     return CellAnalysis(window, metrics, energy, warnings)
 
 
-def _latencies(found: Latencies, confidence: float, rng: np.random.Generator) -> dict[str, Quantity]:
+def _latencies(found: Latencies, overlap: int, confidence: float, rng: np.random.Generator) -> dict[str, Quantity]:
     columns = {
         "ttft": found.ttft_s,
         "ttft_from_sent": found.ttft_from_sent_s,
         "tpot": found.tpot_s,
         "e2e": found.e2e_s,
     }
-    return latency_metrics(columns, found.elapsed_s, confidence, rng)
+    return latency_metrics(columns, found.elapsed_s, overlap, confidence, rng)
 
 
 def _warnings(found: Found, tables: CellTables, requests: Latencies, workload: WorkloadSpec) -> list[Reason]:

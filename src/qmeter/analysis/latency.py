@@ -14,7 +14,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from qmeter.analysis.stats import F64, I64, Counts, block_length, counted_quantiles, quantiles, resampled, spread
+from qmeter.analysis.stats import (
+    F64,
+    I64,
+    Counts,
+    block_length,
+    counted_quantiles,
+    quantiles,
+    resampled,
+    spread,
+    widening,
+)
 from qmeter.analysis.window import spans
 from qmeter.record import CellTables, Quantity, RequestStatus, Window
 
@@ -137,12 +147,13 @@ def gaps(tables: CellTables, window: Window) -> Gaps:
 
 
 def latency_metrics(
-    columns: Mapping[str, F64], elapsed_s: F64, confidence: float, rng: np.random.Generator
+    columns: Mapping[str, F64], elapsed_s: F64, overlap: int, confidence: float, rng: np.random.Generator
 ) -> dict[str, Quantity]:
     """``<name>_mean_s`` and ``<name>_p50_s`` … of per-request columns in time order, infinity where censored.
 
-    Intervals: circular block bootstrap over requests in time order, block length after Politis and White (the longest
-    of the columns'); each resample serves every column, those of a request staying together.
+    Intervals: circular block bootstrap over requests in time order. Blocks are as long as Politis and White ask (the
+    longest of the columns'), and no shorter than ``overlap``, the requests that share batches with one request. Each
+    resample serves every column, those of a request staying together.
     """
     n = len(elapsed_s)
     some = {name: values for name, values in columns.items() if not np.isnan(values).all()}
@@ -159,16 +170,18 @@ def latency_metrics(
     def draw(counts: Counts) -> F64:
         return np.column_stack([c.draw(counts, ps) for c in ready.values()])
 
-    block = max(block_length(c.bounded) for c in ready.values())
+    block = max(block_length(c.bounded, overlap) for c in ready.values())
+    widen = widening(n, block, confidence)
     draws = resampled(n, block, rng, draw)
     for k, (name, values) in enumerate(some.items()):
         own = draws[:, k * (1 + len(ps)) : (k + 1) * (1 + len(ps))]
         defined = ~np.isnan(values)
         seen, elapsed = values[defined], elapsed_s[defined]
-        out[f"{name}_mean_s"] = _mean(name, seen, elapsed, own[:, 0], confidence)
+        out[f"{name}_mean_s"] = _mean(name, seen, elapsed, own[:, 0], confidence, widen)
         for j, p in enumerate(PERCENTILES):
             point = float(quantiles(seen, [p / 100])[0])
-            out[f"{name}_p{p}_s"] = _percentile(name, p, point, own[:, j + 1], seen, elapsed, confidence)
+            interval = spread(own[:, j + 1], confidence, point, widen, floor=0.0)
+            out[f"{name}_p{p}_s"] = _percentile(name, p, point, interval, seen, elapsed)
     return out
 
 
@@ -194,7 +207,7 @@ def _names(name: str) -> list[str]:
     return [f"{name}_mean_s", *(f"{name}_p{p}_s" for p in PERCENTILES)]
 
 
-def _mean(name: str, values: F64, elapsed_s: F64, draws: F64, confidence: float) -> Quantity:
+def _mean(name: str, values: F64, elapsed_s: F64, draws: F64, confidence: float, widen: float) -> Quantity:
     finite = np.isfinite(values)
     n, lost = len(values), int((~finite).sum())
     if lost > MEAN_CENSORED_SHARE * n:
@@ -202,15 +215,16 @@ def _mean(name: str, values: F64, elapsed_s: F64, draws: F64, confidence: float)
         least = "" if name == "tpot" else f"; counted up to then the mean is at least {bound:.4g} s"
         why = f"{lost} of {n} requests failed or did not finish{least}"
         return Quantity.unknown("s", why, n=n)
-    low, high = spread(draws, confidence) if n > 1 else (None, None)
+    value = float(values[finite].mean())
+    low, high = spread(draws, confidence, value, widen, floor=0.0) if n > 1 else (None, None)
     why_text = f"over the {n - lost} requests that finished; {lost} did not" if lost else None
     if n == 1:
         why_text = "one request only, so no interval"
-    return Quantity.of(float(values[finite].mean()), "s", low=low, high=high, n=n, why=why_text)
+    return Quantity.of(value, "s", low=low, high=high, n=n, why=why_text)
 
 
 def _percentile(
-    name: str, p: int, value: float, draws: F64, values: F64, elapsed_s: F64, confidence: float
+    name: str, p: int, value: float, interval: tuple[float, float], values: F64, elapsed_s: F64
 ) -> Quantity:
     n = len(values)
     too_few = too_few_for(p, n, "requests")
@@ -222,7 +236,7 @@ def _percentile(
         least = "" if name == "tpot" else f"; it is at least {bound:.4g} s"
         why = f"{lost} of {n} requests failed or did not finish, more than p{p} allows{least}"
         return Quantity.unknown("s", why, n=n)
-    low, high = spread(draws, confidence)
+    low, high = interval
     return Quantity.of(value, "s", **_bounds(low, high), n=n, why=caveat(p, n, high))
 
 
@@ -246,7 +260,7 @@ def _bounds(low: float, high: float) -> dict[str, float | None]:
     return {"low": low if math.isfinite(low) else None, "high": high if math.isfinite(high) else None}
 
 
-def itl_metrics(found: Gaps, confidence: float, rng: np.random.Generator) -> dict[str, Quantity]:
+def itl_metrics(found: Gaps, overlap: int, confidence: float, rng: np.random.Generator) -> dict[str, Quantity]:
     """``itl_mean_s`` and ``itl_p50_s`` …: every gap weighs the same; requests, not gaps, are resampled.
 
     For the bootstrap the gaps are binned at 2,000 of their own quantiles, half of them in the top 2%.
@@ -268,14 +282,25 @@ def itl_metrics(found: Gaps, confidence: float, rng: np.random.Generator) -> dic
         binned = np.rint(counts.astype(np.float32) @ table32).astype(np.int32)
         return np.column_stack([counts @ sums / np.maximum(counts @ sizes, 1), counted_quantiles(values, binned, ps)])
 
-    draws = resampled(len(ranks), block_length(sums / sizes), rng, draw, resamples=400)
-    low, high = spread(draws[:, 0], confidence)
-    out = {"itl_mean_s": Quantity.of(float(found.seconds.mean()), "s", low=low, high=high, n=n)}
+    block = block_length(sums / sizes, overlap)
+    widen = widening(len(ranks), block, confidence)
+    draws = resampled(len(ranks), block, rng, draw, resamples=400)
+    mean = float(found.seconds.mean())
+    low, high = spread(draws[:, 0], confidence, mean, widen, floor=0.0)
+    out = {"itl_mean_s": Quantity.of(mean, "s", low=low, high=high, n=n)}
     for j, p in enumerate(PERCENTILES):
         few = too_few_for(p, n, "inter-token gaps")
-        low, high = spread(draws[:, j + 1], confidence)
         value = float(np.quantile(found.seconds, p / 100))
+        low, high = spread(draws[:, j + 1], confidence, value, widen, floor=0.0)
+        note = few or _alike(p, len(ranks) / max(1, overlap))
         out[f"itl_p{p}_s"] = (
-            Quantity.unknown("s", few, n=n) if few else Quantity.of(value, "s", low=low, high=high, n=n)
+            Quantity.unknown("s", few, n=n) if few else Quantity.of(value, "s", low=low, high=high, n=n, why=note)
         )
     return out
+
+
+def _alike(p: int, stretches: float) -> str | None:
+    """The caveat on an ITL tail: gaps of requests that share batches are alike, so there are far fewer than counted."""
+    if p == 50 or stretches * (1 - p / 100) >= 1:
+        return None
+    return f"gaps of one batch are alike: about {stretches:.0f} independent stretches, so its interval is too narrow"

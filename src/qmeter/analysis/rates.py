@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qmeter.analysis.latency import Latencies, first_last_tokens
-from qmeter.analysis.stats import F64, I64, Counts, block_length, resampled, spread, wilson
+from qmeter.analysis.stats import F64, I64, Counts, block_length, resampled, spread, widening, wilson
 from qmeter.analysis.window import in_flight, spans
 from qmeter.record import CellTables, Quantity, RequestStatus, Window
 from qmeter.spec.workload import SLO
@@ -18,7 +19,7 @@ RATE_BINS = 60
 
 
 def rate_metrics(
-    tables: CellTables, window: Window, confidence: float, rng: np.random.Generator
+    tables: CellTables, window: Window, overlap_s: float, confidence: float, rng: np.random.Generator
 ) -> dict[str, Quantity]:
     """Token and request rates over the window and the client's count of open requests.
 
@@ -27,6 +28,7 @@ def rate_metrics(
     well in it. ``offered_rate_hz``: requests whose intended send time lies in it.
     """
     edges = np.linspace(window.start_s, window.end_s, RATE_BINS + 1)
+    least = math.ceil(overlap_s / window.length_s * RATE_BINS)
     begin, end = spans(tables)
     prompts = prompt_tokens(tables)
     ok = tables.requests.status == RequestStatus.OK.value
@@ -38,9 +40,9 @@ def rate_metrics(
     total = out_bins + in_bins
     offered = float(sent_bins.sum()) / window.length_s
     return {
-        "throughput_tok_s": _rate(out_bins, window, "token/s", confidence, rng),
-        "total_tok_s": _rate(total, window, "token/s", confidence, rng),
-        "request_rate_hz": _rate(done_bins, window, "1/s", confidence, rng),
+        "throughput_tok_s": _rate(out_bins, window, "token/s", least, confidence, rng),
+        "total_tok_s": _rate(total, window, "token/s", least, confidence, rng),
+        "request_rate_hz": _rate(done_bins, window, "1/s", least, confidence, rng),
         "offered_rate_hz": Quantity.of(offered, "1/s", n=int(sent_bins.sum())),
         "in_flight_mean": Quantity.of(float(in_flight(tables, edges).mean()), "1", n=int(sent_bins.sum())),
         "output_tokens": Quantity.of(float(out_bins.sum()), "token", n=int(out_bins.sum())),
@@ -55,19 +57,21 @@ def prompt_tokens(tables: CellTables) -> I64:
     return np.where(r.prompt_tokens >= 0, r.prompt_tokens, np.maximum(r.prompt_tokens_asked, 0)).astype(np.int64)
 
 
-def _rate(bins: F64, window: Window, unit: str, confidence: float, rng: np.random.Generator) -> Quantity:
+def _rate(bins: F64, window: Window, unit: str, least: int, confidence: float, rng: np.random.Generator) -> Quantity:
     per_s = np.asarray(bins, dtype=np.float64) / (window.length_s / len(bins))
 
     def draw(counts: Counts) -> F64:
         result: F64 = counts @ per_s / len(per_s)
         return result
 
-    low, high = spread(resampled(len(per_s), block_length(per_s), rng, draw), confidence)
-    return Quantity.of(float(per_s.mean()), unit, low=low, high=high, n=int(bins.sum()))
+    block, mean = block_length(per_s, least), float(per_s.mean())
+    draws = resampled(len(per_s), block, rng, draw)
+    low, high = spread(draws, confidence, mean, widening(len(per_s), block, confidence), floor=0.0)
+    return Quantity.of(mean, unit, low=low, high=high, n=int(bins.sum()))
 
 
 def slo_metrics(
-    found: Latencies, slo: SLO | None, window: Window, confidence: float, rng: np.random.Generator
+    found: Latencies, slo: SLO | None, window: Window, overlap: int, confidence: float, rng: np.random.Generator
 ) -> dict[str, Quantity]:
     """``slo_attainment`` and ``goodput_hz`` (requests a second that met every limit).
 
@@ -80,7 +84,7 @@ def slo_metrics(
         why = "the workload has no SLO" if slo is None else "no request was due in the window"
         return {"slo_attainment": Quantity.unknown("1", why, n=n), "goodput_hz": Quantity.unknown("1/s", why, n=n)}
     met = within(found, slo)
-    share = _share(met, confidence, rng)
+    share = _share(met, overlap, confidence, rng)
     rate = n / window.length_s
     low, high = (None if b is None else b * rate for b in (share.low, share.high))
     goodput = Quantity.of(float(met.sum()) / window.length_s, "1/s", low=low, high=high, n=n)
@@ -96,11 +100,11 @@ def within(found: Latencies, slo: SLO) -> NDArray[np.bool_]:
     return met
 
 
-def failed_share(found: Latencies, confidence: float, rng: np.random.Generator) -> Quantity:
+def failed_share(found: Latencies, overlap: int, confidence: float, rng: np.random.Generator) -> Quantity:
     """Share of the window's requests that did not end well (failed, or unfinished when the drain was over)."""
     if not len(found.rows):
         return Quantity.unknown("1", "no request was due in the window", n=0)
-    return _share(~found.ok, confidence, rng)
+    return _share(~found.ok, overlap, confidence, rng)
 
 
 def failures(tables: CellTables, found: Latencies) -> Counter[str]:
@@ -110,11 +114,11 @@ def failures(tables: CellTables, found: Latencies) -> Counter[str]:
     return Counter("no_tokens" if s == RequestStatus.OK.value else s for s in named)
 
 
-def _share(flags: NDArray[np.bool_], confidence: float, rng: np.random.Generator) -> Quantity:
+def _share(flags: NDArray[np.bool_], overlap: int, confidence: float, rng: np.random.Generator) -> Quantity:
     n, hits = len(flags), int(flags.sum())
     x = flags.astype(np.float64)
     effect = 1.0
-    block = block_length(x)
+    block = block_length(x, overlap)
     if 0 < hits < n and block > 1:
 
         def draw(counts: Counts) -> F64:
@@ -122,7 +126,8 @@ def _share(flags: NDArray[np.bool_], confidence: float, rng: np.random.Generator
             return result
 
         plain = hits / n * (1 - hits / n) / n
-        effect = max(1.0, float(resampled(n, block, rng, draw).var()) / plain)
+        widen = widening(n, block, confidence)
+        effect = max(1.0, float(resampled(n, block, rng, draw).var()) / plain * widen * widen)
     made = wilson(hits / effect, n / effect, confidence)
     why = None if effect < 1.5 else f"they come in clusters: the interval counts {n} requests as {n / effect:.0f}"
     return Quantity.of(hits / n, "1", low=made.low, high=made.high, n=n, why=why)

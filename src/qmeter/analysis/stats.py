@@ -135,20 +135,24 @@ def wilson(successes: float, n: float, confidence: float = 0.95) -> Estimate:
 # ---------------------------------------------------------------- block bootstrap
 
 
-def block_length(x: F64) -> int:
+def block_length(x: F64, least: int = 1) -> int:
     """Block length for a circular block bootstrap of the mean, from the series' own autocorrelation.
 
+    ``least`` is how far the caller knows dependence to reach (a short series does not show it). Never above n/5, so
+    that there are at least five blocks; :func:`widening` makes up for few of them.
+
     Politis and White (2004) with the correction of Patton, Politis and White (2009): the flat-top lag window's
-    bandwidth is twice the lag after which autocorrelations stay below 2·sqrt(log10(n)/n). Never above n/4.
+    bandwidth is twice the lag after which autocorrelations stay below 2·sqrt(log10(n)/n).
     """
     n = len(x)
-    top = max(1, n // 4)
+    top = max(1, n // 5)
+    floor = min(top, max(1, least))
     if n < 8:
-        return 1
+        return floor
     d = x - x.mean()
     variance = float(d @ d) / n
     if variance <= 0:
-        return 1
+        return floor
     lags = min(n - 1, math.ceil(math.sqrt(n)) + max(5, math.ceil(math.log10(n))) + 1)
     cov = np.array([float(d[: n - k] @ d[k:]) / n for k in range(lags + 1)])
     small = np.abs(cov[1:] / variance) < 2 * math.sqrt(math.log10(n) / n)
@@ -163,8 +167,8 @@ def block_length(x: F64) -> int:
     spectrum0 = cov[0] + 2 * float(taper @ cov[1 : band + 1])
     g = 2 * float((taper * k) @ cov[1 : band + 1])
     if spectrum0 <= 0:
-        return min(top, max(1, m))
-    return int(min(top, max(1, math.ceil((2 * g * g / (4 / 3 * spectrum0**2)) ** (1 / 3) * n ** (1 / 3)))))
+        return min(top, max(floor, m))
+    return int(min(top, max(floor, math.ceil((2 * g * g / (4 / 3 * spectrum0**2)) ** (1 / 3) * n ** (1 / 3)))))
 
 
 def block_counts(n: int, block: int, resamples: int, rng: np.random.Generator) -> Counts:
@@ -236,14 +240,32 @@ def resampled(
     return np.concatenate(parts)
 
 
-def spread(draws: F64, confidence: float) -> tuple[float, float]:
-    """Percentile interval of bootstrap draws; NaN draws (empty resamples) are left out."""
-    finite = draws[~np.isnan(draws)]
-    if not len(finite):
+def widening(n: int, block: int, confidence: float) -> float:
+    """How much wider an interval from ``n / block`` blocks must be than its percentile bootstrap.
+
+    With k blocks the bootstrap sees their spread short by sqrt((k - 1) / k), and k - 1 degrees of freedom ask for
+    Student's t where percentiles give the normal.
+    """
+    k = max(2.0, n / block)
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    return t_quantile(0.5 + confidence / 2, k - 1) / z * math.sqrt(k / (k - 1))
+
+
+def spread(
+    draws: F64, confidence: float, centre: float = 0.0, widen: float = 1.0, floor: float = -math.inf
+) -> tuple[float, float]:
+    """Percentile interval of bootstrap draws, stretched from ``centre`` by ``widen``, not below ``floor``.
+
+    NaN draws (empty resamples) are left out; an infinite end stays infinite.
+    """
+    seen = draws[~np.isnan(draws)]
+    if not len(seen):
         return math.nan, math.nan
     tail = (1 - confidence) / 2
-    low, high = quantiles(finite, (tail, 1 - tail))
-    return float(low), float(high)
+    low, high = (float(v) for v in quantiles(seen, (tail, 1 - tail)))
+    if math.isfinite(centre):
+        low, high = centre - (centre - low) * widen, centre + (high - centre) * widen
+    return max(floor, low), high
 
 
 # ---------------------------------------------------------------- comparisons

@@ -37,6 +37,18 @@ class Table:
     tones: tuple[str, ...] = field(default=())
     numbers: bool = False
 
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why cells are unknown: column and reason, each once."""
+        return tuple(
+            dict.fromkeys(
+                f"{column}: {cell.why}"
+                for row in self.rows
+                for column, cell in zip(self.columns, row, strict=True)
+                if isinstance(cell, Text) and cell == "unknown" and cell.why
+            )
+        )
+
 
 def failures(summary: StudySummary) -> Table:
     """Cells without usable numbers, and why; cells of one deployment that ended alike share a row."""
