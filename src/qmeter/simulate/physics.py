@@ -2,9 +2,9 @@
 
     t = host + layer L + (mem^p + op^p)^(1/p) + KV bytes / (bandwidth e_kv) + pair operations / (rate e_attn) + links
 
-mem: weight bytes a device reads / (bandwidth e_mem); op: 2 x weights x tokens / (rate e_op); a layer's launch costs and the
-host's are constants. Fitted on steps of several deployments at once, it carries to lengths, loads, models and devices that
-were never measured; the farther it is carried, the wider its intervals.
+mem: weight bytes a device reads / (bandwidth e_mem); op: 2 x weights x tokens / (rate e_op); a layer's launch costs and
+the host's are constants. Fitted on steps of several deployments at once, it carries to lengths, loads, models and
+devices that were never measured; the farther it is carried, the wider its intervals.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _join(t: dict[str, float], tokens: F64, sequences: F64, bend: float) -> F64:
     return np.asarray(t["base"] + joined + t["sequence"] * sequences + t["link_token"] * tokens, dtype=np.float64)
 
 
-def step_model(place: Placement, e: Efficiencies, rules: Rules, **more: float) -> StepModel:
+def step_model(place: Placement, e: Efficiencies, rules: Rules) -> StepModel:
     """The physics as a step model's tables, for a placement that may never have been measured."""
     t = terms(place, e)
     n = np.arange(rules.max_sequences + 1, dtype=np.float64)
@@ -128,7 +128,7 @@ def step_model(place: Placement, e: Efficiencies, rules: Rules, **more: float) -
     decode = _join(t, n, n, e.bend)
     mixed = _join(t, tokens, np.zeros_like(tokens), e.bend)
     chunk_s = t["sequence"] + t["head"]
-    return StepModel(decode, mixed, kv_s=t["kv"], pair_s=t["pair"], chunk_s=chunk_s, **more)
+    return StepModel(decode, mixed, kv_s=t["kv"], pair_s=t["pair"], chunk_s=chunk_s)
 
 
 def kv_blocks(place: Placement, memory_share: float = 0.9, block_tokens: int = 16, spare_bytes: float = 4e9) -> int:
