@@ -39,7 +39,8 @@ def show(label: str, values: dict[str, float], failures: Counter[str]) -> None:
     print(f"{label}: sent {values['sent_hz'] / values['rate_hz'] - 1:+.3%}, TTFT error mean {ms('ttft_mean_s')} p99 "
           f"{ms('ttft_p99_s')} ms (from the intended send p99 {ms('ttft_intended_p99_s')}), ITL error p99 "
           f"{ms('itl_p99_s')} ms, CPU {values['cpu_share']:.0%}, server late p99 {ms('server_late_p99_s')} ms, "
-          f"{values['events_hz']:.0f} events/s, lost {values['lost']:.0f}, failures {dict(failures)}", flush=True)  # fmt: skip
+          f"{values['events_hz']:.0f} events/s, lost {values['lost']:.0f}, failures {dict(failures)}",
+          flush=True)  # fmt: skip
 
 
 def accuracy(runs: int, seconds: float) -> None:
@@ -71,7 +72,8 @@ def arrivals(runs: int, seconds: float) -> None:
                     print("  failed:", "; ".join(f.message for f in result.proof.failures))
             middle = [statistics.median(v) if None not in v else None for v in zip(*values, strict=True)]
             print(f"{law}, {processes} process(es): {passed}/{runs} runs pass; medians: KS p {middle[0]}, "
-                  f"strict {middle[1]}, dispersion {middle[2]:.3f}, lateness p99 {middle[3] * 1e3:.3f} ms", flush=True)  # fmt: skip
+                  f"strict {middle[1]}, dispersion {middle[2]:.3f}, lateness p99 {middle[3] * 1e3:.3f} ms",
+                  flush=True)  # fmt: skip
 
 
 def hold(streams: int) -> None:
@@ -101,8 +103,9 @@ def hold(streams: int) -> None:
                        client=ClientSpec(processes=1, cores=client))  # fmt: skip
     requests = result.requests
     together_s = float(requests.end_s.min() - requests.sent_s.max())
-    print(f"{streams} streams: {dict(Counter(s.value for s in requests.status))}, all open together for "
-          f"{together_s:.1f} s, {int(result.tokens.n.sum())} of {streams * 66} tokens, peak {peak[0] / 2**20:.0f} MiB (parent and client), "
+    endings = dict(Counter(s.value for s in requests.status))
+    print(f"{streams} streams: {endings}, all open together for {together_s:.1f} s, {int(result.tokens.n.sum())} of "
+          f"{streams * 66} tokens, peak {peak[0] / 2**20:.0f} MiB (parent and client), "
           f"failures {[f.kind for f in result.proof.failures]}")  # fmt: skip
 
 

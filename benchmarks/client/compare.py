@@ -98,7 +98,9 @@ def run_peer(name: str, folder: Path, rate_hz: float, requests: int, seed: int) 
     peer = PEERS[name]
     out = Path(tempfile.mkdtemp(prefix=f"{name}-"))
     tokenizer = write_tokenizer(folder / "tokenizer")
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+    if peer.offline:
+        environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     with ground_truth(TTFT_S, ITL_S, cores=(0,)) as truth:
         job = Job(truth.base_url, rate_hz, requests, tokenizer, out, seed)
         command = ["taskset", "-c", "1", *peer.command(folder / name, job)]

@@ -29,7 +29,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Reported:
-    """What a client says of its own run. Units: s; ``None`` where it does not say."""
+    """What a client says of its own run. Units: s; ``None`` where it does not say.
+
+    The ITL's p99 is over single gaps; aiperf and guidellm give only a mean gap a request, whose p99 is another thing.
+    """
 
     ttft_mean_s: float | None
     ttft_p99_s: float | None
@@ -47,6 +50,8 @@ class Peer:
     read: Callable[[Job], Reported]
     pip_options: tuple[str, ...] = ()
     after_install: Callable[[Path], None] | None = None
+    offline: bool = True
+    """Whether Hugging Face's offline switch is set (aiperf then refuses a local tokenizer folder)."""
 
 
 def install(peer: Peer, folder: Path) -> None:
@@ -104,11 +109,13 @@ def _read_evalscope(job: Job) -> Reported:
 
 def _guidellm(home: Path, job: Job) -> list[str]:
     return [
-        str(home / "bin/guidellm"), "benchmark", "--target", job.base_url, "--profile", "poisson",
-        "--rate", str(job.rate_hz),
-        "--max-requests", str(job.requests), "--data", f"prompt_tokens={WORDS},output_tokens={TOKENS}",
-        "--processor", str(job.tokenizer), "--model", "truth", "--random-seed", str(job.seed),
-        "--output-dir", str(job.out), "--outputs", "json", "--disable-console",
+        str(home / "bin/guidellm"), "run",
+        "--backend", f"kind=openai_http,target={job.base_url},model=truth,request_format=/v1/completions",
+        "--profile", f"kind=poisson,rate={job.rate_hz}", "--constraint", f"kind=max_requests,count={job.requests}",
+        "--tokenizer", f"kind=huggingface_auto,model={job.tokenizer}",
+        "--data", f"kind=synthetic_text,prompt_tokens={WORDS},output_tokens={TOKENS}",
+        "--seed", f"kind=static,value={job.seed}", "--output", f"kind=json,path={job.out}/benchmarks.json",
+        "--disable-console",
     ]  # fmt: skip
 
 
@@ -117,9 +124,7 @@ def _read_guidellm(job: Job) -> Reported:
     metrics = json.loads(found[0].read_text())["benchmarks"][0]["metrics"]
     ttft = metrics["time_to_first_token_ms"]["successful"]
     itl = metrics["inter_token_latency_ms"]["successful"]
-    return Reported(
-        _ms(ttft["mean"]), _ms(ttft["percentiles"]["p99"]), _ms(itl["mean"]), _ms(itl["percentiles"]["p99"])
-    )
+    return Reported(_ms(ttft["mean"]), _ms(ttft["percentiles"]["p99"]), _ms(itl["mean"]), None)
 
 
 # -- aiperf ----------------------------------------------------------------------------------------------------------
@@ -133,7 +138,7 @@ def _aiperf(home: Path, job: Job) -> list[str]:
         "--request-count", str(job.requests), "--isl", str(WORDS), "--osl", str(TOKENS),
         "--tokenizer", str(job.tokenizer),
         "--artifact-dir", str(job.out / "aiperf"), "--ui", "none", "--random-seed", str(job.seed),
-        "--extra-inputs", "ignore_eos:true",
+        "--extra-inputs", "ignore_eos:true", "--use-server-token-count",
     ]  # fmt: skip
 
 
@@ -142,13 +147,13 @@ def _read_aiperf(job: Job) -> Reported:
         data = json.loads(path.read_text())
         data = data.get("records", data)
         ttft, itl = data["time_to_first_token"], data["inter_token_latency"]
-        return Reported(_ms(ttft["avg"]), _ms(ttft["p99"]), _ms(itl["avg"]), _ms(itl["p99"]))
+        return Reported(_ms(ttft["avg"]), _ms(ttft["p99"]), _ms(itl["avg"]), None)
     for path in (job.out / "aiperf").rglob("*.csv"):
         rows = {row[0]: row for row in csv.reader(path.open()) if row}
         head = rows["Metric"]
         pick = {name: dict(zip(head, rows[name], strict=False)) for name in rows if name.endswith("(ms)")}
         ttft, itl = pick["Time to First Token (ms)"], pick["Inter Token Latency (ms)"]
-        return Reported(*(float(r[k]) / 1e3 for r in (ttft, itl) for k in ("avg", "p99")))
+        return Reported(*(float(r[k]) / 1e3 for r, k in ((ttft, "avg"), (ttft, "p99"), (itl, "avg"))), None)
     raise FileNotFoundError("aiperf left no result")
 
 
@@ -216,7 +221,7 @@ PEERS: dict[str, Peer] = {
     for p in (
         Peer("sglang-rust", (), _sglang, _read_sglang, after_install=_unpack_sglang),
         Peer("evalscope", ("evalscope[perf]==1.14.1",), _evalscope, _read_evalscope),
-        Peer("aiperf", ("aiperf==0.13.0",), _aiperf, _read_aiperf),
+        Peer("aiperf", ("aiperf==0.13.0",), _aiperf, _read_aiperf, offline=False),
         Peer("guidellm", ("guidellm==0.8.1",), _guidellm, _read_guidellm),
         Peer("vllm", ("vllm",), _vllm, _read_vllm),
     )
