@@ -174,6 +174,9 @@ def lines(
     diagonal: bool = False,
 ) -> Row:
     """Curves over load with intervals; hollow points are overloaded. Rows: method, x, y, y_low, y_high, sound, text."""
+    if log_y:
+        floor = min((r["y"] for r in rows if r["y"] > 0), default=1e-3) / 1.5
+        rows = [r | {k: max(r[k], floor) for k in ("y", "y_low")} for r in rows]
     alt, chart, colour, shape, shown = _base(rows, styles)
     scale, ticks = alt.Scale(zero=True, nice=True), None
     if log_y:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qmeter.analysis.compare import bounds
 from qmeter.analysis.metrics import metric
 from qmeter.analysis.points import Load, Point, SLOVerdict
 from qmeter.analysis.recommend import Candidate, Criterion, QualityVerdict, Recommendation
@@ -152,11 +153,18 @@ def _sure(r: Recommendation) -> str:
         equal = _equal_before(r)
         text.append(
             f"Runner-up: {name}{equal}, behind on {_ON[r.lost_on]} beyond noise "
-            f"({_value(other)} against {_value(mine)})."
+            f"({_value(other)} against {_value(mine)}{_paired(mine, other)})."
         )
     elif r.runner_up is None and not r.tied:
         text.append("No other candidate was left to compare it with.")
     return " ".join(text)
+
+
+def _paired(a: Quantity, b: Quantity) -> str:
+    """Where the intervals overlap, what told them apart: the same requests at the same times, pair by pair."""
+    (a_low, a_high), (b_low, b_high) = bounds(a), bounds(b)
+    apart = a_low > b_high or b_low > a_high
+    return "" if apart else "; the intervals overlap, the runs paired by load and repeat do not"
 
 
 def _equal_before(r: Recommendation) -> str:
