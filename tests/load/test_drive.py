@@ -160,9 +160,13 @@ def test_headers_and_text_reach_where_they_should() -> None:
 
 @pytest.mark.parametrize(
     "target",
-    [Target("ftp://x", "m"), Target("http://127.0.0.1:1", "m", headers={"A": "b\r\nEvil: 1"}),
-               Target("http://127.0.0.1:1", "m", proxy="socks5://u:pw@h:1"), Target("http://no-such-host.invalid", "m")],
-)  # fmt: skip
+    [
+        Target("ftp://x", "m"),
+        Target("http://127.0.0.1:1", "m", headers={"A": "b\r\nEvil: 1"}),
+        Target("http://127.0.0.1:1", "m", proxy="socks5://u:pw@h:1"),
+        Target("http://no-such-host.invalid", "m"),
+    ],
+)
 def test_wrong_targets_are_refused_with_a_hint_or_reason(target: Target) -> None:
     with pytest.raises(LoadError) as caught:
         drive(schedule("constant", 100.0, 3), target, origin_monotonic_s=0.0, client=ClientSpec())
@@ -196,7 +200,8 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
          "-addext",
-         "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")],
+         "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", str(folder / "key.pem"), "-out",
+         str(folder / "cert.pem")],
         check=True, capture_output=True,
     )  # fmt: skip
     pem.write_bytes((folder / "key.pem").read_bytes() + (folder / "cert.pem").read_bytes())

@@ -42,6 +42,37 @@ def enable(sock: socket.socket) -> bool:
     return True
 
 
+class StampKeeper:
+    """Keeps the host's stamping switched on for as long as it is open.
+
+    The kernel stamps no packet while no socket asks for it, and switches stamping on (and off) from a work queue, some
+    milliseconds after the first socket asked. A connected pair that asks from the start makes sure of the first reads.
+    """
+
+    def __init__(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self._receiver = socket.create_connection(listener.getsockname())
+            self._sender, _ = listener.accept()
+        self._receiver.settimeout(1.0)
+        self._asked = enable(self._receiver)
+
+    def wait(self, limit_s: float = 0.5) -> bool:
+        """Wait until stamps come; ``False`` where the host gives none within ``limit_s``."""
+        until = time.monotonic() + limit_s
+        while self._asked and time.monotonic() < until:
+            self._sender.send(b"x")
+            _, ancillary, _, _ = self._receiver.recvmsg(1, ANCILLARY_BYTES)
+            if ancillary:
+                return True
+            time.sleep(0.001)
+        return False
+
+    def close(self) -> None:
+        """Let go; the kernel may switch stamping off."""
+        self._receiver.close()
+        self._sender.close()
+
+
 def offset_ns() -> tuple[int, int]:
     """``(monotonic_ns, realtime_ns - monotonic_ns)``, the tightest of five bracketed readings."""
     best: tuple[int, int, int] | None = None

@@ -28,6 +28,7 @@ from qmeter.load.loop import Loop
 from qmeter.load.parse import Parsed, StampStatistics, parse_spool
 from qmeter.load.plan import LoopPlan, LoopResult
 from qmeter.load.spool import Spool
+from qmeter.load.stamps import StampKeeper
 
 _PR_SET_PDEATHSIG, _PR_SET_TIMERSLACK = 1, 29
 
@@ -40,6 +41,8 @@ def main() -> None:
     arrays = wire.read_arrays(task["arrays_fd"])
     payloads = wire.map_payloads(task["payload_fd"], arrays["offsets"])
     mine = np.arange(task["process"], len(arrays["offsets"]) - 1, task["processes"])
+    keeper = StampKeeper()
+    keeper.wait()
     spool = Spool()
     progress = Progress()
     loop = Loop(_plan(task, arrays, payloads, mine), _route(task), spool, watch_fd=0, on_progress=progress)
@@ -61,6 +64,7 @@ def main() -> None:
         return
     parsed, stamps = parse_spool(spool, loop.anchors, result.outcome, result.errors, keep_text=task["keep_text"])
     spool.close()
+    keeper.close()
     wire.write_arrays(task["result_fd"], _columns(mine, result, parsed, stamps))
     busy = max(cpu_s - result.idle_spin_ns / 1e9, 0.0) / max(length_s, 1e-9)
     _say({"done": True, "cpu_share": busy, "retried": result.retried, "client_faults": result.client_faults,
