@@ -3,8 +3,8 @@
     python benchmarks/simulate/physics_reference.py TABLE.csv [--efficiencies FILE.json] [--json]
 
 TABLE.csv: backend, model_path, precision, isl, osl, batch_size, tp_size, silicon_ttft_ms, silicon_tpot_ms. Each row is
-simulated as a closed loop of its batch size; the first rounds, which begin all at once, are left out. The efficiencies are the library's or a file's
-(fitted on one's own records).
+simulated as a closed loop of its batch size; the first rounds, which begin all at once, are left out. The efficiencies
+are the library's or a file's (fitted on one's own records).
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ def predicted(row: dict[str, str], e: Efficiencies) -> tuple[float, float]:
     rules = replace(VLLM_V1, kv_blocks=kv_blocks(place), max_sequences=max(batch, 256))
     n = batch * ROUNDS
     prompt, output = (np.full(n, int(row[k]), dtype=np.int64) for k in ("isl", "osl"))
-    run = simulate(SimLoad(np.zeros(n), prompt, output, concurrency=batch, spacing_s=SPACING_S), rules, step_model(place, e, rules))
+    run = simulate(
+        SimLoad(np.zeros(n), prompt, output, concurrency=batch, spacing_s=SPACING_S), rules, step_model(place, e, rules)
+    )
     tpot = (run.end_s - run.first_s) / np.maximum(output - 1, 1)
     late = slice(batch * SKIPPED, None)
     return float(np.mean((run.first_s - run.arrival_s)[late])), float(np.mean(tpot[late]))
@@ -73,7 +75,8 @@ def errors(table: list[dict[str, str]], e: Efficiencies) -> list[dict[str, objec
             continue
         out.append(
             {"backend": row["backend"], "model": row["model_path"].split("/")[-1], "tp": int(row["tp_size"]),
-             "ttft": ttft * 1e3 / float(row["silicon_ttft_ms"]) - 1, "tpot": tpot * 1e3 / float(row["silicon_tpot_ms"]) - 1}
+             "ttft": ttft * 1e3 / float(row["silicon_ttft_ms"]) - 1,
+             "tpot": tpot * 1e3 / float(row["silicon_tpot_ms"]) - 1}
         )  # fmt: skip
     return out
 
