@@ -3,8 +3,8 @@
     python benchmarks/simulate/side_by_side.py TRACE.csv --vidur DIR --vidur-python PYTHON [--requests 400] [--rate 6]
 
 TRACE.csv: Azure's (TIMESTAMP, ContextTokens, GeneratedTokens); its first requests, sped up to ``--rate`` a second on
-one replica (Llama-2-7B on an A100, so that Vidur has a profile). An iteration is one step of the batch; steps that qMeter
-advances in closed form count one each.
+one replica (Llama-2-7B on an A100, so that Vidur has a profile). An iteration is one step of the batch; steps that
+qMeter advances in closed form count one each.
 """
 
 from __future__ import annotations

@@ -73,6 +73,7 @@ def calibrate(records: Sequence[Record], tables: Tables, *, draws: int = DRAWS, 
         why_no_energy=None if power else "the records hold no energy counter with enough readings",
         input_s=_input_delay(cells),
         output_s=_output_delay(cells),
+        spacing_s=_spacing(cells),
         cell_sigma=_cell_sigma(cells, basis, fit),
         energy_sigma=_energy_sigma(cells, power),
         support=_support(cells, steps, power is not None),
@@ -145,6 +146,27 @@ def _input_delay(cells: list[_Cell]) -> float:
         delays.append(delay[sent[before[known]] > idle_since])
     all_delays = np.concatenate(delays) if delays else np.zeros(0)
     return float(np.median(all_delays)) if len(all_delays) >= 5 else 0.0
+
+
+def _spacing(cells: list[_Cell]) -> float:
+    """Least time between requests at the scheduler, from bursts: those sent together but begun in different steps.
+
+    Within a burst (sends closer than the steps that took them), the prompts begun from the burst's second step on came
+    through the front end while the steps before ran: seconds a prompt, the median over bursts. Units: s.
+    """
+    found = []
+    for cell in cells:
+        sent = np.sort(cell.tables.requests.sent_s[np.isfinite(cell.tables.requests.first_token_s)])
+        steps = cell.steps.where(cell.steps.prefill > 0)
+        room = steps.prefill < 0.9 * max(int(steps.prefill.max(initial=0)), 1)
+        for k in range(len(steps) - 1):
+            after = steps.start_s[k + 1] - steps.start_s[k]
+            near = int(((sent > steps.start_s[k] - 0.02) & (sent <= steps.start_s[k])).sum())
+            late = near - int(steps.chunks[k])
+            began = int(steps.chunks[k + 1])
+            if late >= 3 and room[k] and room[k + 1] and 2 <= began < late and steps.seconds[k] > 0.9 * after:
+                found.append(after / began)
+    return float(np.median(found)) if len(found) >= 3 else 0.0
 
 
 def _output_delay(cells: list[_Cell]) -> float:

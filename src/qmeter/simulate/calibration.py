@@ -46,7 +46,8 @@ class Calibration(_Frozen):
         noise_decode, noise_mixed: quantiles of measured / modelled step times.
         energy, energy_draws: joule coefficients (:data:`qmeter.simulate.power.COLUMNS`); ``None``: no counter.
         energy_series: the counter they are from; ``why_no_energy`` where there is none.
-        input_s, output_s: delays between client and scheduler, either way.
+        input_s, output_s: delays between client and scheduler, either way; spacing_s: least time between two requests
+            at the scheduler, since the front end takes them one at a time.
         cell_sigma: spread (log scale) of whole cells around the model: what differs from run to run.
         energy_sigma: the same for energy.
         cells: ids of the records used. effective: what the engine reported of itself.
@@ -67,6 +68,7 @@ class Calibration(_Frozen):
     why_no_energy: str | None = None
     input_s: float
     output_s: float
+    spacing_s: float = 0.0
     cell_sigma: float
     energy_sigma: float = 0.0
     support: Support
@@ -116,6 +118,7 @@ class Calibration(_Frozen):
             decode, mixed, kv_s=float(c[-3]), pair_s=float(c[-2]), chunk_s=float(c[-1]),
             decode_j=e[2] * sequences, mixed_j=e[3] * tokens, kv_j=float(e[4]), pair_j=float(e[5]),
             busy_w=float(e[1]), idle_w=float(e[0]), input_s=self.input_s, output_s=self.output_s,
+            spacing_s=self.spacing_s,
             noise_decode=resampled(_pool(self.noise_decode), seed) if noise else one,
             noise_mixed=resampled(_pool(self.noise_mixed), seed + 1) if noise else one,
         )  # fmt: skip

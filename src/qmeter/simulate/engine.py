@@ -26,6 +26,7 @@ from qmeter.workload.schedule import Schedule
 
 F64 = NDArray[np.float64]
 
+STATE = ("engine.running", "engine.waiting", "engine.kv_use")
 TELEMETRY_S = 0.1
 """Spacing of simulated telemetry: the refresh period of NVML's counter."""
 
@@ -75,10 +76,7 @@ def run_cell(
 
     rules, model = calibration.scheduler(), calibration.step_model(draw, seed)
     load = load_of(schedule, rules)
-    shifted = replace(load, arrival_s=load.arrival_s + model.input_s)
-    if load.concurrency is not None:
-        shifted = replace(load, think_s=load.think_s + model.input_s + model.output_s)
-    result = simulate(shifted, rules, model, detail=True)
+    result = simulate(_at_scheduler(load, model), rules, model, detail=True)
     notes = check(calibration, load, result, allow=allow_extrapolation)
     sent = _sent(schedule, load, result, model)
     limit_s = schedule.warmup_s + schedule.window_s + schedule.drain_s
@@ -87,12 +85,25 @@ def run_cell(
                          result)  # fmt: skip
 
 
+def _at_scheduler(load: SimLoad, model: StepModel) -> SimLoad:
+    """The load as it reaches the scheduler: later by the input delay, and through the front end one at a time."""
+    if load.concurrency is not None:
+        return replace(load, think_s=load.think_s + model.input_s + model.output_s, spacing_s=model.spacing_s)
+    order = model.spacing_s * np.arange(len(load))
+    through = np.maximum.accumulate(load.arrival_s - order) + order
+    return replace(load, arrival_s=through + model.input_s)
+
+
 def _sent(schedule: Schedule, load: SimLoad, result: SimResult, model: StepModel) -> F64:
     if load.concurrency is None:
         return np.asarray(schedule.send_s, dtype=np.float64)
-    sent = result.arrival_s - model.input_s
+    ends = np.sort(result.end_s[np.isfinite(result.end_s)]) + model.output_s + load.think_s
+    later = int(np.isfinite(result.arrival_s).sum()) - load.concurrency
+    sent = np.full(len(load), np.nan)
     sent[: load.concurrency] = 0.0
-    return np.asarray(sent, dtype=np.float64)
+    if later > 0:
+        sent[load.concurrency : load.concurrency + later] = ends[:later]
+    return sent
 
 
 def tables_of(
@@ -124,8 +135,9 @@ def tables_of(
         decode_tokens=_i32(detail.step_decodes),
         kv_use=detail.step_used / rules.usable_blocks,
     )  # fmt: skip
+    telemetry = _joined(_telemetry(detail, model, energy, limit_s), _state(detail, rules, limit_s))
     chosen = Requests(**{name: column[keep] for name, column in requests.columns().items()})
-    return CellTables(chosen, tokens, _telemetry(detail, model, energy, limit_s), steps)
+    return CellTables(chosen, tokens, telemetry, steps)
 
 
 def _requests(load: SimLoad, sent: F64, first: F64, last: F64, counts: NDArray[np.int64], done: NDArray[np.bool_],
@@ -177,13 +189,33 @@ def _telemetry(detail: Detail, model: StepModel, energy: str | None, limit_s: fl
     return Telemetry(series=series, t_s=np.tile(at, 2), value=np.concatenate([joules, power]))
 
 
+def _state(detail: Detail, rules: Rules, limit_s: float) -> Telemetry:
+    """The engine's own series, sampled as a recorder would: each reading is of the step then running."""
+    if not len(detail.step_s):
+        return Telemetry.empty()  # type: ignore[no-any-return]
+    end = detail.step_start_s + detail.step_s
+    at = np.arange(0.0, min(limit_s, float(end[-1])) + TELEMETRY_S, TELEMETRY_S)
+    step = np.searchsorted(detail.step_start_s, at, side="right") - 1
+    busy = (step >= 0) & (at < end[np.maximum(step, 0)])
+    values = (detail.step_running, detail.step_waiting, detail.step_used / rules.usable_blocks)
+    columns = [np.where(busy, v[np.maximum(step, 0)], 0.0) for v in values]
+    names = np.repeat(np.array(STATE, dtype=object), len(at))
+    return Telemetry(series=names, t_s=np.tile(at, len(STATE)), value=np.concatenate(columns))
+
+
+def _joined(first: Telemetry, second: Telemetry) -> Telemetry:
+    return Telemetry(**{n: np.concatenate([c, second.columns()[n]]) for n, c in first.columns().items()})
+
+
 def _series(calibration: Calibration) -> tuple[SeriesInfo, ...]:
+    rate = 1 / TELEMETRY_S
+    state = tuple(SeriesInfo(name=n, unit="1", source="simulated", rate_hz=rate) for n in STATE)
     if calibration.energy_series is None:
         gap = calibration.why_no_energy or "the calibration has no energy"
-        return (SeriesInfo(name="gpu0.energy_j", unit="J", source="simulated", cumulative=True, gap=gap),)
+        return (*state, SeriesInfo(name="gpu0.energy_j", unit="J", source="simulated", cumulative=True, gap=gap))
     name = calibration.energy_series.split("+")[0]
-    rate = 1 / TELEMETRY_S
     return (
+        *state,
         SeriesInfo(name=name, unit="J", source="simulated", cumulative=True, rate_hz=rate),
         SeriesInfo(name=name.replace("energy_j", "power_w"), unit="W", source="simulated", rate_hz=rate),
     )

@@ -1,0 +1,162 @@
+"""GIVEN records of a deployment whose truth is known THEN the fit finds it, and predicts loads it never saw."""
+
+import json
+
+import numpy as np
+import pytest
+from records import EFFECTIVE, HELD, LOADS, measured, study, truth, workload
+
+from qmeter.errors import AnalysisError
+from qmeter.record import CellStatus
+from qmeter.simulate import Calibration, calibrate, find, load_calibrations, predict, run_cell, save
+from qmeter.simulate.fit import hinges, knots_for, nonnegative
+from qmeter.simulate.observe import observed_steps
+from qmeter.simulate.validate import compare, leave_one_out, scores
+from qmeter.workload import Vocabulary, build
+
+
+@pytest.fixture(scope="module")
+def records():
+    return study()
+
+
+@pytest.fixture(scope="module")
+def calibration(records):
+    return calibrate(*records)
+
+
+def test_observed_steps_carry_the_true_work(records):
+    tables = records[1](records[0][2])
+    steps = observed_steps(tables)
+    true = truth(noise=0.0)
+    pure = (steps.prefill == 0) & ~steps.after_idle
+    modelled = np.array([true.decode(int(n), k) for n, k in zip(steps.decodes[pure], steps.kv[pure], strict=True)])
+    assert np.median(steps.seconds[pure] / modelled) == pytest.approx(1.0, abs=0.02)
+    assert steps.kv[pure].max() > 5000
+
+
+@pytest.mark.parametrize("keep", [True, False], ids=["iteration log", "token times alone"])
+def test_the_fit_finds_the_truth(keep):
+    found = calibrate(*study(keep_steps=keep)).step_model(noise=False)
+    true = truth(noise=0.0)
+    for n, kv in ((1, 300), (8, 3000), (24, 9000), (40, 14000)):
+        assert found.decode(n, kv) == pytest.approx(true.decode(n, kv), rel=0.05)
+    if keep:
+        for tokens in (300, 1000, 1800):
+            assert found.mixed(10, 3000, tokens, tokens**2 / 2, 2) == pytest.approx(
+                true.mixed(10, 3000, tokens, tokens**2 / 2, 2), rel=0.12
+            )
+
+
+def test_delays_are_found(calibration):
+    assert calibration.output_s == pytest.approx(0.0005, rel=0.05)
+    assert calibration.input_s == pytest.approx(0.002, rel=0.1)
+
+
+def test_energy_is_found(calibration):
+    true, found = truth(noise=0.0), calibration.step_model(noise=False)
+    for n, kv in ((8, 3000), (24, 9000)):
+        seconds = true.decode(n, kv)
+        assert found.decode_energy(n, kv, seconds) == pytest.approx(true.decode_energy(n, kv, seconds), rel=0.1)
+    assert found.idle_w == pytest.approx(80.0, rel=0.1)
+
+
+def test_held_out_loads_are_predicted(calibration):
+    rows = []
+    for k, spec in enumerate(HELD):
+        record, _ = measured(spec, seed=200 + k)
+        rows += compare(calibration, [record], held_out=True, draws=16)
+    found = {s.metric: s for s in scores(rows)}
+    assert found["tpot_mean_s"].mean_error < 0.05
+    assert found["ttft_p50_s"].mean_error < 0.08
+    assert found["throughput_tok_s"].mean_error < 0.03
+    assert np.mean([r.inside for r in rows]) >= 0.7
+
+
+def test_leave_one_out_never_uses_the_cell_itself(records):
+    rows = leave_one_out(records[0][1:3], records[1], draws=4)
+    assert {r.workload for r in rows} == {s.name for s in LOADS[1:3]} and all(r.held_out for r in rows)
+
+
+def test_a_calibration_survives_its_file(calibration, tmp_path):
+    path = save([calibration], tmp_path / "c.json")
+    (again,) = load_calibrations(path)
+    assert again == calibration and again.id == calibration.id
+    assert find([again], method="bf16") == [again]
+    with pytest.raises(AnalysisError, match="no calibration"):
+        find([again], method="fp8")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"qmeter_calibrations": 99, "calibrations": []}',
+                                  '{"qmeter_calibrations": 1, "calibrations": [{}]}'])  # fmt: skip
+def test_a_wrong_file_is_refused(text, tmp_path):
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(AnalysisError):
+        load_calibrations(tmp_path / "c.json")
+
+
+def test_a_simulated_cell_has_the_shape_of_a_measured_one(calibration):
+    spec = workload({"kind": "closed", "concurrency": 8}, 4.0)
+    schedule = build(spec, 3, Vocabulary(size=32000))
+    cell = run_cell(calibration, schedule, seed=3)
+    again = run_cell(calibration, schedule, seed=3)
+    r = cell.tables.requests
+    assert (r.sent_s >= 0).all() and (r.first_token_s > r.sent_s).all()
+    assert (cell.tables.tokens.t_s == again.tables.tokens.t_s).all()
+    in_flight = [((r.sent_s <= t) & (r.end_s > t)).sum() for t in np.linspace(0.5, 4.0, 20)]
+    assert max(in_flight) <= 8
+    assert cell.calibration == calibration.id and cell.effective == EFFECTIVE
+    assert {s.name for s in cell.series} >= {"engine.running", "gpu0.energy_j", "gpu0.power_w"}
+
+
+def test_predictions_carry_intervals_and_energy(calibration):
+    found = predict(calibration, workload({"kind": "poisson", "rate": "4/s"}, 20.0), draws=6)
+    q = found.metrics["tpot_mean_s"]
+    assert q.low < q.value < q.high and q.unit == "s"
+    assert found.energy["j_per_output_token"].value > 0
+
+
+def test_a_question_outside_the_support_is_refused_with_the_reason(calibration):
+    far = workload({"kind": "poisson", "rate": "2/s"}, 4.0, prompt_tokens={"kind": "fixed", "tokens": 3000})
+    with pytest.raises(AnalysisError, match="does not cover this question: request length"):
+        predict(calibration, far, draws=0)
+    assert predict(calibration, far, draws=0, allow_extrapolation=True).notes
+
+
+def test_without_a_counter_energy_is_unknown(records):
+    from dataclasses import replace
+
+    bare = {r.cell_id: replace(t, telemetry=type(t.telemetry).empty()) for r in records[0] for t in [records[1](r)]}
+    found = calibrate(records[0], lambda r: bare[r.cell_id], draws=3)
+    energy = predict(found, workload({"kind": "poisson", "rate": "4/s"}, 10.0), draws=0).energy
+    assert found.energy is None and energy["energy_j"].value is None and energy["energy_j"].why
+
+
+def test_unusable_records_are_refused(records):
+    bad = [r.model_copy(update={"status": CellStatus.INVALID}) for r in records[0]]
+    with pytest.raises(AnalysisError, match="no valid measured record"):
+        calibrate(bad, records[1])
+    blind = [r.model_copy(update={"effective": EFFECTIVE.model_copy(update={"kv_blocks": None})}) for r in records[0]]
+    with pytest.raises(AnalysisError, match="never derived"):
+        calibrate(blind, records[1])
+    other = records[0][1].model_copy(update={"deployment_id": "other"})
+    with pytest.raises(AnalysisError, match="several deployments"):
+        calibrate([records[0][0], other], records[1])
+
+
+def test_hinges_with_nonnegative_coefficients_never_fall():
+    knots = knots_for(np.array([1, 1, 2, 4, 8, 16, 32, 64.0]), np.ones(8), 6)
+    x = np.arange(1, 100.0)
+    y = hinges(x, knots) @ np.random.default_rng(1).uniform(0, 1, len(knots))
+    assert (np.diff(y) >= -1e-12).all()
+
+
+def test_nonnegative_least_squares_matches_a_known_answer():
+    a = np.random.default_rng(0).uniform(0, 1, (50, 4))
+    true = np.array([1.0, 0.0, 2.0, 0.5])
+    np.testing.assert_allclose(nonnegative(a.T @ a, a.T @ (a @ true)), true, atol=1e-6)
+
+
+def test_a_calibration_is_plain_data(calibration):
+    assert Calibration.model_validate_json(calibration.model_dump_json()) == calibration
+    assert "draws" in json.loads(calibration.model_dump_json())
