@@ -103,6 +103,7 @@ class Loop:
     def _spin(self) -> None:
         mono, poll, lag, pool = time.monotonic_ns, self._pool.epoll.poll, self.result.lag_buckets, self._pool
         spare, count, spin = self._plan.open_ahead, self._plan.count, self._plan.spin_ns
+        nap, nap_s, more = self._plan.nap_ns, self._plan.nap_ns / 1e9, False
         while (self._due < NEVER or self._in_flight or self._waiting) and not self.orphaned:
             now = mono()
             busy = now >= self._due
@@ -114,11 +115,14 @@ class Loop:
             if gap > 2 * spin and pool.spare < min(spare, count - self._next) and pool.may_open:
                 pool.open()
                 gap = min(self._due, self._chores_at) - mono()
-            if gap > spin:
+            if more and nap and gap > spin + nap:
+                time.sleep(nap_s)  # the kernel stamps meanwhile: many reads at one waking
+            elif gap > spin:
                 self._sleep(gap - spin)
             begun = mono()
             events = poll(0, 256)
-            if events:
+            more = bool(events)
+            if more:
                 self._handle(events)
                 away = (mono() - begun) // 50_000
                 lag[away if away < 2000 else 1999] += 1

@@ -35,6 +35,7 @@ class LoopPlan:
         stall_ns, timeout_ns: limits of one request.
         open_ahead: sockets kept ready.
         spin_ns: how long before a send the loop stops sleeping and spins.
+        nap_ns: while tokens stream in, how long the loop lets reads gather (0: it wakes for each).
         keep_alive: whether a connection carries more than one request.
     """
 
@@ -49,6 +50,7 @@ class LoopPlan:
     timeout_ns: int
     open_ahead: int
     spin_ns: int
+    nap_ns: int
     keep_alive: bool
 
 

@@ -34,9 +34,12 @@ from qmeter.workload.schedule import Schedule
 
 READY_TIMEOUT_S = 60.0
 SPIN_LEAST_S, SPIN_MOST_S, SPIN_SHARE = 50e-6, 150e-6, 0.1
+"""A process spins before each send for this share of its mean gap, within these bounds (timers wake late)."""
 SPIN_SHARED_S = 10e-6
-"""A process spins before each send for this share of its mean gap, within these bounds (timers wake late).
-Where processes share a core they hardly spin: it would hold up the others' sends."""
+"""Where processes share a core they hardly spin: it would hold up the others' sends."""
+NAP_S, NAP_FROM_HZ = 200e-6, 5000.0
+"""From this many token events a second, an open loop with kernel stamps lets its reads gather for so long. A closed
+loop does not: its next send waits for the read."""
 START_AFTER_S = 0.02
 """The common start lies this long after the last process said that it is ready."""
 
@@ -155,6 +158,10 @@ def _spin_ns(schedule: Schedule, client: ClientSpec, processes: int) -> int:
     return round(min(max(spin_s, SPIN_LEAST_S), SPIN_MOST_S) * 1e9)
 
 
+def _nap_ns(schedule: Schedule, processes: int) -> int:
+    return round(NAP_S * 1e9) if demand(schedule)[1] / processes >= NAP_FROM_HZ else 0
+
+
 class Worker:
     """The parent's side of one client process."""
 
@@ -237,6 +244,7 @@ def _worker(task: dict[str, Any], k: int, processes: int, schedule: Schedule, ta
                     "process": k, "processes": processes, "result_fd": result_fd,
                     "concurrency": _share(schedule.concurrency or 0, k, processes),
                     "spin_ns": _spin_ns(schedule, client, processes),
+                    "nap_ns": _nap_ns(schedule, processes),
                     "open_ahead": _open_ahead(schedule, target, k, processes),
                     "cores": [client.cores[k % len(client.cores)]] if client.cores else [],
                 })  # fmt: skip

@@ -1,7 +1,7 @@
-"""The spool: raw reads in the order they came, with their stamps, kept on disk until the run is over.
+"""The spool: raw reads in the order they came, with their stamps, kept until the run is over.
 
-The loop only appends; parsing waits. Memory stays bounded by one piece however long the run is; the file has no name
-(it goes with the process) and is written to the page cache in pieces of 64 KiB, about 20 µs each.
+The loop only appends; parsing waits. Pieces of 64 KiB go to an anonymous memory file, where no disk can hold the loop
+up, and past :data:`MEMORY_BYTES` to a nameless file on disk, so that memory stays bounded however long the run is.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ HEADER = struct.Struct("<iIqq")
 """Request (within this process), bytes, kernel stamp (CLOCK_REALTIME ns, 0: none), user stamp (monotonic ns)."""
 
 PIECE_BYTES = 65_536
+MEMORY_BYTES = 256 << 20
+"""What is kept in memory: about a million token events."""
 
 
 class Spool:
@@ -26,9 +28,9 @@ class Spool:
         buffer: what was not yet written; the loop appends headers and bytes to it and calls :meth:`spill`.
     """
 
-    def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile(prefix="qmeter-spool-", buffering=0)  # noqa: SIM115
-        self._fd = self._file.fileno()
+    def __init__(self, memory_bytes: int = MEMORY_BYTES) -> None:
+        self._fds = [os.memfd_create("qmeter-spool", os.MFD_CLOEXEC)]
+        self._room = memory_bytes
         self.buffer = bytearray()
 
     def append(self, request: int, kernel_ns: int, user_ns: int, data: bytes) -> None:
@@ -41,11 +43,15 @@ class Spool:
 
     def spill(self) -> None:
         """Write the buffer out."""
+        if self._room <= 0 and len(self._fds) == 1:
+            with tempfile.TemporaryFile(prefix="qmeter-spool-", buffering=0) as file:
+                self._fds.append(os.dup(file.fileno()))
+        self._room -= len(self.buffer)
         view = memoryview(self.buffer)
         try:
             done = 0
             while done < len(view):
-                done += os.write(self._fd, view[done:])
+                done += os.write(self._fds[-1], view[done:])
         finally:
             view.release()
         self.buffer.clear()
@@ -53,9 +59,8 @@ class Spool:
     def batches(self, batch_bytes: int = 4 << 20) -> Iterator[list[tuple[int, int, int, bytes]]]:
         """The reads in order, as lists of ``(request, kernel_ns, user_ns, bytes)``, some megabytes each."""
         self.spill()
-        os.lseek(self._fd, 0, os.SEEK_SET)
         tail = b""
-        while piece := os.read(self._fd, batch_bytes):
+        for piece in self._pieces(batch_bytes):
             data = tail + piece if tail else piece
             reads, at = [], 0
             while at + HEADER.size <= len(data):
@@ -71,6 +76,12 @@ class Spool:
         if tail:
             raise ValueError(f"the spool ends inside a read ({len(tail)} bytes left)")
 
+    def _pieces(self, size: int) -> Iterator[bytes]:
+        for fd in self._fds:
+            os.lseek(fd, 0, os.SEEK_SET)
+            while piece := os.read(fd, size):
+                yield piece
+
     def stamps(self, reads: list[tuple[int, int, int, bytes]]) -> tuple[np.ndarray, np.ndarray]:
         """``(kernel_ns, user_ns)`` arrays of one batch."""
         n = len(reads)
@@ -79,5 +90,7 @@ class Spool:
         return kernel, user
 
     def close(self) -> None:
-        """Let the file go."""
-        self._file.close()
+        """Let the files go."""
+        for fd in self._fds:
+            os.close(fd)
+        self._fds = []

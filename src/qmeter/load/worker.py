@@ -42,9 +42,11 @@ def main() -> None:
     payloads = wire.map_payloads(task["payload_fd"], arrays["offsets"])
     mine = np.arange(task["process"], len(arrays["offsets"]) - 1, task["processes"])
     keeper = StampKeeper()
-    keeper.wait()
+    kernel_stamps = keeper.wait()
     spool = Spool()
     progress = Progress()
+    if not kernel_stamps:
+        task["nap_ns"] = 0  # a late read would be a late stamp
     loop = Loop(_plan(task, arrays, payloads, mine), _route(task), spool, watch_fd=0, on_progress=progress)
     ready = loop.warm()
     gc.collect()
@@ -153,6 +155,7 @@ def _plan(task: dict[str, Any], arrays: dict[str, NDArray[Any]], payloads: wire.
         timeout_ns=task["timeout_ns"],
         open_ahead=task["open_ahead"],
         spin_ns=task["spin_ns"],
+        nap_ns=task["nap_ns"],
         keep_alive=task["keep_alive"],
     )
 
