@@ -2,7 +2,8 @@
 
 A profile is a folder: ``study.json``, ``records.parquet`` (one JSON record a row), and ``requests.parquet``,
 ``telemetry.parquet``, ``steps.parquet`` with the cell's id in each row; ``tokens.parquet`` only where it was asked for,
-since token times are nine tenths of the bytes and the iteration log tells the same. Times are rounded to a microsecond.
+since token times are nine tenths of the bytes and the iteration log tells the same. Times are rounded to a
+microsecond, readings to five digits (never coarser than a thousandth of their unit).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from qmeter.store.tables import table_from
 
 WITHOUT_TOKENS = tuple(name for name in TABLES if name != "tokens")
 TIME_DIGITS = 6
+READING_DIGITS = 5
 
 
 class Results(Protocol):
@@ -175,12 +177,20 @@ def _write_table(
     present = [(cell, file) for cell, file in sources if file.exists()]
     if not present:
         return
-    columns = ", ".join(
-        f'ROUND("{c}", {TIME_DIGITS}) AS "{c}"' if c.endswith("_s") else f'"{c}"' for c in TABLES[name].dtypes
-    )
+    columns = ", ".join(_compact(column) for column in TABLES[name].dtypes)
     parts = [f"SELECT '{cell}' AS cell_id, {columns} FROM read_parquet({_literal(file)})" for cell, file in present]
     union = " UNION ALL ".join(parts)
     db.execute(f"COPY ({union}) TO {_literal(path)} (FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 19)")
+
+
+def _compact(column: str) -> str:
+    """Times to a microsecond, readings to five digits (counters, which are large, to a thousandth)."""
+    if column.endswith("_s"):
+        return f'ROUND("{column}", {TIME_DIGITS}) AS "{column}"'
+    if column == "value":
+        digits = f"{READING_DIGITS - 1} - CAST(FLOOR(LOG10(ABS(value))) AS INTEGER)"
+        return f"CASE WHEN value = 0 THEN 0.0 ELSE ROUND(value, GREATEST(3, {digits})) END AS value"
+    return f'"{column}"'
 
 
 def _select(path: Path, column: str, condition: str) -> list[tuple[str]]:
