@@ -10,6 +10,9 @@ from qmeter.errors import MissingExtra, QualityError
 from qmeter.load.target import Target
 from qmeter.record import Quantity
 
+_SHARES = ("acc", "acc_norm", "exact_match", "f1")
+"""Metrics that lie in 0..1; a normal interval is cut there."""
+
 
 def run_lm_eval(
     target: Target, tasks: Sequence[str], *, include: Path | None = None, tokenizer: str | None = None,
@@ -45,7 +48,7 @@ def run_lm_eval(
     try:
         answer: dict[str, Any] = simple_evaluate(
             model="local-completions", model_args=_arguments(target, tokenizer, concurrency), tasks=list(tasks),
-            task_manager=manager, limit=limit, log_samples=False, bootstrap_iters=0,
+            task_manager=manager, limit=limit, log_samples=False, bootstrap_iters=1000,
         )  # fmt: skip
     except Exception as error:
         raise QualityError(
@@ -77,6 +80,8 @@ def _quantities(answer: dict[str, Any], level: float) -> dict[str, Quantity]:
             error = metrics.get(f"{name}_stderr,{kind}")
             half = z * error if isinstance(error, int | float) else None
             low, high = (value - half, value + half) if half is not None else (None, None)
+            if name in _SHARES and low is not None and high is not None:
+                low, high = max(0.0, low), min(1.0, high)
             plain = name if kind == "none" else f"{name}.{kind}"
             found[f"lm_eval.{task}.{plain}"] = Quantity.of(value, "1", low=low, high=high, n=count)
     return found

@@ -106,19 +106,30 @@ def compress(job: dict[str, Any], work: Path, out: Path) -> None:
     table = np.load(job["ids"], allow_pickle=False)[: job["samples"]]
     rows = {"input_ids": table.tolist(), "attention_mask": np.ones_like(table).tolist()}
     model = load(job["model"])
+    _without_pinning()
     oneshot(
         model=model, dataset=Dataset.from_dict(rows), recipe=recipe(job), max_seq_length=job["tokens"],
         num_calibration_samples=job["samples"], shuffle_calibration_samples=False,
     )  # fmt: skip
     temporary = out.with_name("checkpoint.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary, save_compressed=True)
+    packed = {"quantization_format": "pack-quantized"} if job["recipe"]["weights"]["num_bits"] == 4 else {}
+    model.save_pretrained(temporary, save_compressed=True, **packed)
     AutoTokenizer.from_pretrained(job["model"]).save_pretrained(temporary)
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         source = Path(job["model"]) / name
         if source.exists():
             shutil.copyfile(source, temporary / name)
     temporary.rename(out)
+
+
+def _without_pinning() -> None:
+    """llm-compressor 0.14 pins AWQ's cache for a GPU also where there is none, which torch refuses: make it a no-op."""
+    import torch
+
+    if not torch.accelerator.is_available():
+        tensor: Any = torch.Tensor
+        tensor.pin_memory = lambda self, *_, **__: self
 
 
 def recipe(job: dict[str, Any]) -> list[Any]:
