@@ -11,12 +11,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
+from rich.table import Column, Table
 
-from qmeter.errors import AnalysisError
+from qmeter.errors import AnalysisError, UnknownName
 from qmeter.record import Record
 from qmeter.simulate.calibrate import DRAWS, Tables, calibrate
 from qmeter.simulate.calibration import Calibration, save
+from qmeter.simulate.carry import fit_records, physics_data
+from qmeter.simulate.physics import PhysicsFit
 from qmeter.simulate.validate import Comparison, by_deployment, cached, compare, leave_one_out, scores
 from qmeter.store import open_results
 
@@ -44,7 +46,8 @@ def calibrate_model(
     made, rows, faults = _fit_all(groups, tables, hold or [], check, draws, console)
     if not made:
         raise AnalysisError(f"no deployment could be calibrated: {faults[0]}")
-    save(made, out)
+    physics = _physics(groups, tables)
+    save(made, out, physics_data(physics) if physics else None)
     drawn = _pictures(rows, made, pictures) if pictures else []
     if as_json:
         data = {
@@ -57,6 +60,12 @@ def calibrate_model(
         typer.echo(json.dumps(data))
         return
     console.print(_table(made))
+    if physics:
+        e = physics.efficiencies
+        console.print(
+            f"physics form over {physics.deployments} deployments: {e.mem:.0%} of memory bandwidth, {e.op:.0%} of the "
+            f"matrix rate, {e.kv:.0%} of bandwidth for KV; a deployment left out is off by {physics.sigma:.1%}"
+        )
     for fault in faults:
         console.print(f"[yellow]not calibrated[/] {fault}", soft_wrap=True, highlight=False)
     if rows:
@@ -94,6 +103,14 @@ def _fit_all(
     return made, rows, faults
 
 
+def _physics(groups: Sequence[Sequence[Record]], tables: Tables) -> PhysicsFit | None:
+    """The physics form shared by all deployments, where their devices' ceilings are known."""
+    try:
+        return fit_records(groups, tables, hold_out=len(groups) <= 8)
+    except (AnalysisError, UnknownName):
+        return None
+
+
 def _pictures(rows: list[Comparison], made: list[Calibration], folder: Path) -> list[Path]:
     from qmeter.simulate.pictures import draw
 
@@ -101,8 +118,10 @@ def _pictures(rows: list[Comparison], made: list[Calibration], folder: Path) -> 
 
 
 def _table(made: list[Calibration]) -> Table:
-    table = Table("deployment", "cells", "decode step, 1 / most", "prefill, ms/1k tokens", "run to run", "delays, ms",
-                  "energy", title="calibrations")  # fmt: skip
+    table = Table(
+        Column("deployment", no_wrap=True), "cells", "decode step, 1 / most", "prefill, ms/1k tokens", "run to run",
+        "delays, ms", "energy", title="calibrations",
+    )  # fmt: skip
     for c in made:
         model = c.step_model(noise=False)
         most = min(c.support.sequences, len(model.decode_s) - 1)
@@ -116,8 +135,10 @@ def _table(made: list[Calibration]) -> Table:
 
 
 def _rows(rows: list[Comparison]) -> Table:
-    table = Table("deployment", "workload", "metric", "measured", "predicted", "90% interval", "error", "inside",
-                  title="held out: measured against predicted")  # fmt: skip
+    table = Table(
+        Column("deployment", no_wrap=True), "workload", "metric", "measured", "predicted", "90% interval", "error",
+        "inside", title="held out: measured against predicted",
+    )  # fmt: skip
     for r in rows:
         table.add_row(
             r.deployment, r.workload, r.metric, f"{r.measured:.4g}", f"{r.predicted:.4g}",

@@ -43,10 +43,15 @@ def simulate(
     seed: Annotated[int, typer.Option("--seed", help="Of arrivals, lengths and noise.")] = 1,
     draws: Annotated[int, typer.Option("--draws", min=0, max=1000, help="Runs behind each interval.")] = DRAWS,
     extrapolate: Annotated[bool, typer.Option("--extrapolate", help="Answer beyond the calibration too.")] = False,
+    as_device: Annotated[str | None, typer.Option("--as-device", help="Carry to this device by the physics.")] = None,
+    as_model: Annotated[str | None, typer.Option("--as-model", help="Carry to this catalog model.")] = None,
+    devices: Annotated[int, typer.Option("--devices", min=1, help="With --as-...: tensor-parallel degree.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a prediction.")] = False,
 ) -> None:
     """Predict latencies, goodput, energy and power with 90% intervals; refuse what the calibration does not cover."""
     calibrations = find(_calibrations(source), model=model, method=method, engine=engine)
+    if as_device or as_model or devices > 1:
+        calibrations = [_carried(source, c, as_device, as_model, devices) for c in calibrations]
     slo = {k: v for k, v in (("ttft", ttft), ("tpot", tpot)) if v}
     common: dict[str, Any] = {"warmup": warmup, "window": window, "drain": "600s", "slo": slo or None}
     lengths = {"prompt_tokens": _lengths(prompt_tokens), "output_tokens": _lengths(output_tokens)}
@@ -70,6 +75,9 @@ def simulate(
         return
     for workload in workloads:
         console.print(_table(workload, [p for p in found if p.workload is workload]))
+    for moved in dict.fromkeys(f"{p.calibration.label}: {p.calibration.extrapolated}" for p in found
+                               if p.calibration.extrapolated):  # fmt: skip
+        console.print(f"[yellow]extrapolated[/] {moved}", soft_wrap=True, highlight=False)
     for note in dict.fromkeys(f"{p.calibration.label}: {n}" for p in found for n in p.notes):
         console.print(f"[yellow]near the edge[/] {note}", soft_wrap=True, highlight=False)
 
@@ -79,6 +87,18 @@ def _calibrations(source: str) -> list[Calibration]:
         return load_calibrations(Path(source))
     results = open_results(source)
     return [calibrate(group, results.tables) for group in by_deployment(results.records())]
+
+
+def _carried(source: str, near: Calibration, device: str | None, model: str | None, devices: int) -> Calibration:
+    """The calibration moved to another device, model or parallelism."""
+    from qmeter.simulate.carry import Target, carry, load_physics
+
+    if not Path(source).is_file():
+        raise SpecError("--as-device, --as-model and --devices need a calibration file",
+                        hint=f"first: qmeter calibrate-model {source} -o calibrations.json")  # fmt: skip
+    d = near.deployment
+    target = Target(model or d["shape"], d["method"], device or d["device"], d["engine"], devices)
+    return carry(load_physics(Path(source)), near, target)
 
 
 def _lengths(text: str) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def calibrate(records: Sequence[Record], tables: Tables, *, draws: int = DRAWS, 
     deployment = used[0].cell["deployment"]
     rules = rules_of(deployment["engine"]["name"], effective)
     basis = _basis(cells, rules, _graph_sizes(deployment, rules))
-    steps = _joined([c.steps for c in cells])
+    steps = joined([c.steps for c in cells])
     fit = fit_steps(basis.design(steps), steps.seconds, draws=draws, seed=seed)
     power = _power(cells, draws, seed)
     decode, mixed = _noise(steps, fit)
@@ -103,7 +103,7 @@ def _graph_sizes(deployment: dict[str, Any], rules: Rules) -> tuple[int, ...]:
 
 
 def _basis(cells: list[_Cell], rules: Rules, pad: tuple[int, ...]) -> Basis:
-    steps = _joined([c.steps for c in cells])
+    steps = joined([c.steps for c in cells])
     pure = steps.prefill == 0
     size = padded_sizes(steps.decodes[pure], pad)
     tokens = (steps.decodes + steps.prefill)[~pure].astype(np.float64)
@@ -112,7 +112,8 @@ def _basis(cells: list[_Cell], rules: Rules, pad: tuple[int, ...]) -> Basis:
     return Basis(decode_knots, mixed_knots, pad)
 
 
-def _joined(parts: list[Observed]) -> Observed:
+def joined(parts: Sequence[Observed]) -> Observed:
+    """Steps of several cells as one table."""
     names = Observed.__dataclass_fields__
     return Observed(**{n: np.concatenate([getattr(p, n) for p in parts]) for n in names})
 

@@ -138,11 +138,14 @@ def plain(thing: Basis | Rules) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(thing).items()}
 
 
-def save(calibrations: list[Calibration], path: Path) -> Path:
-    """Write calibrations to one JSON file."""
+def save(calibrations: list[Calibration], path: Path, physics: dict[str, object] | None = None) -> Path:
+    """Write calibrations to one JSON file, with the physics fit that they share, if any."""
     data = [c.model_dump(mode="json") for c in calibrations]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"qmeter_calibrations": VERSION, "calibrations": data}, separators=(",", ":")) + "\n")
+    path.write_text(
+        json.dumps({"qmeter_calibrations": VERSION, "calibrations": data, "physics": physics}, separators=(",", ":"))
+        + "\n"
+    )
     return path
 
 
