@@ -40,7 +40,7 @@ SPIN_SHARED_S = 10e-6
 NAP_S, NAP_FROM_HZ = 200e-6, 5000.0
 """From this many token events a second, an open loop with kernel stamps lets its reads gather for so long. A closed
 loop does not: its next send waits for the read."""
-START_AFTER_S = 0.02
+START_AFTER_S = 0.05
 """The common start lies this long after the last process said that it is ready."""
 
 

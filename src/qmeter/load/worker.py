@@ -52,14 +52,14 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     gc.disable()
-    _say({"ready": ready})
-    line = sys.stdin.readline()
-    if not line:
-        return
-    start_ns = json.loads(line)["start_ns"]
-    before_s, began_ns = time.process_time(), time.monotonic_ns()
-    with RealTime() as real_time:
+    with RealTime() as real_time:  # from here, so that the start itself is not missed on a busy host
+        _say({"ready": ready})
+        line = sys.stdin.readline()
+        if not line:
+            return
+        start_ns = json.loads(line)["start_ns"]
         progress.real_time = real_time
+        before_s, began_ns = time.process_time(), time.monotonic_ns()
         result = loop.run(start_ns)
     cpu_s, length_s = time.process_time() - before_s, (time.monotonic_ns() - began_ns) / 1e9
     if loop.orphaned:
