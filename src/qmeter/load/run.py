@@ -146,7 +146,7 @@ def _open_ahead(schedule: Schedule, target: Target, k: int, processes: int) -> i
         return _share(schedule.concurrency, k, processes)
     span_s = float(schedule.send_s[-1] - schedule.send_s[0])
     rate = len(schedule) / span_s if span_s > 0 else len(schedule)
-    return min(math.ceil(rate * 0.1 / processes) + 8, 1000)
+    return min(math.ceil(rate * 0.1 / processes) + 4, 1000)
 
 
 def _spin_ns(schedule: Schedule, client: ClientSpec, processes: int) -> int:
