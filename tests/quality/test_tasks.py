@@ -9,7 +9,7 @@ import pytest
 
 from qmeter.errors import MissingExtra, UnknownName
 from qmeter.quality import sandbox
-from qmeter.quality.tasks import TASKS, Grades, Item, grade_items, grade_requests, task_items
+from qmeter.quality.tasks import TASKS, Grades, Item, facts, grade_items, grade_requests, task_items
 from qmeter.quality.tasks.instructions import CHECKS
 from qmeter.quality.tasks.summarization import rouge_l
 from qmeter.record import Requests, RequestStatus
@@ -175,6 +175,7 @@ def test_code_runs_the_real_problems_in_the_sandbox() -> None:
 def test_unknown_tasks_and_missing_packages_name_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnknownName, match="did you mean 'facts'"):
         task_items(("fact",), 1)
+    monkeypatch.setattr("qmeter.quality.tasks.facts._geography", facts._geography.__wrapped__)
     monkeypatch.setattr("qmeter.quality.tasks.facts.files", lambda name: (_ for _ in ()).throw(ModuleNotFoundError()))
     with pytest.raises(MissingExtra, match="tasks"):
         TASKS.create("facts").items(1, 1)

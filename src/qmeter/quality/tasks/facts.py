@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
@@ -84,6 +85,7 @@ def _item(key: str, question: str, reference: str, group: str, accepted: tuple[s
     return Item(key, f"{shots}Q: {question}\nA:", reference, 12, accepted, rejected, group=group)
 
 
+@lru_cache(maxsize=1)
 def _geography() -> list[Item]:
     try:
         folder = files("countryinfo") / "data"
@@ -114,6 +116,7 @@ def _country(row: dict[str, Any]) -> list[Item]:
     return made
 
 
+@lru_cache(maxsize=1)
 def _chemistry() -> list[Item]:
     try:
         from periodictable import elements

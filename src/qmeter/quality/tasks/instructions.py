@@ -76,11 +76,12 @@ class Instructions:
     def items(self, seed: int, n: int) -> tuple[Item, ...]:
         """See :class:`qmeter.quality.tasks.base.Task`. Kinds in turn; as many as there are different ones."""
         rng = np.random.default_rng(seed)
-        kinds, made, tries = list(CHECKS), dict[str, Item](), 0
-        while len(made) < n and tries < 50 * n:
-            item = _item(kinds[len(made) % len(kinds)], rng)
+        kinds, made = list(CHECKS), dict[str, Item]()
+        for i in range(3 * n):
+            if len(made) >= n:
+                break
+            item = _item(kinds[i % len(kinds)], rng)
             made.setdefault(item.id, item)
-            tries += 1
         return tuple(made.values())
 
     def grade(self, item: Item, text: str) -> Grade:
