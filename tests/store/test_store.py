@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +27,7 @@ from qmeter.record import (
 )
 from qmeter.spec.study import Study
 from qmeter.store import StudyStore
+from qmeter.store.database import connect
 
 STUDY = Study.model_validate(
     {
@@ -177,3 +180,74 @@ def test_a_second_run_is_refused(store: StudyStore) -> None:
     with store.lock():
         done = subprocess.run([sys.executable, "-c", program, str(store.folder)], capture_output=True, text=True)
     assert done.stdout.strip() == "refused"
+
+
+def test_a_kill_while_the_folder_is_made_does_not_spoil_it(tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    folder.mkdir()
+    (folder / "study.yaml").write_text("qmeter: 1\n")
+    (folder / "study.json.4711.tmp").write_text("{")
+    assert StudyStore.create(folder, STUDY, "qmeter: 1\n").study == STUDY
+
+
+def test_a_study_of_an_older_version_without_a_new_key_is_the_same_study(store: StudyStore) -> None:
+    resolved = store.folder / "study.json"
+    data = json.loads(resolved.read_text())
+    del data["client"]
+    resolved.write_text(json.dumps(data))
+    assert StudyStore.create(store.folder, STUDY, "").records() == []
+
+
+def test_a_study_that_this_version_does_not_understand_is_said_so(store: StudyStore) -> None:
+    (store.folder / "study.json").write_text('{"qmeter": 1, "name": "s", "nosuch": 1}')
+    with pytest.raises(IncompatibleRecords, match=r"study\.json"):
+        store.study  # noqa: B018
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_with_a_hint(tmp_path: Path, store: StudyStore) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot write the study folder") as caught:
+        StudyStore.create(tmp_path / "file" / "study", STUDY, "")
+    assert caught.value.hint
+    (store.folder / "cells").write_text("a file where a folder must be")
+    with pytest.raises(StoreError, match="cannot write"):
+        store.write_tables("a", tables())
+
+
+def test_a_full_disk_is_an_error_with_a_hint_and_loses_no_earlier_record(store: StudyStore) -> None:
+    store.append(record("a"))
+    journal = store.folder / "records.jsonl"
+    size = journal.stat().st_size
+    resource = pytest.importorskip("resource")
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, hard))
+    try:
+        with pytest.raises(StoreError, match=r"records\.jsonl"):
+            store.append(record("b"))
+        with pytest.raises(StoreError, match="cannot write"):
+            store.write_tables("b", tables())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [r.cell_id for r in store.records()] == ["a"]
+    store.append(record("b"))
+    assert [r.cell_id for r in store.records()] == ["a", "b"]
+
+
+def test_a_folder_that_vanished_is_not_made_again(store: StudyStore) -> None:
+    store.folder.rename(store.folder.with_name("moved"))
+    with pytest.raises(StoreError, match="removed or moved"):
+        store.append(record("a"))
+    assert not store.folder.exists()
+
+
+def test_a_query_names_the_tables_that_no_cell_has_yet(store: StudyStore) -> None:
+    store.append(record("a"))
+    with pytest.raises(StoreError) as caught:
+        store.query("SELECT * FROM tokens")
+    assert "no cell has" in (caught.value.hint or "")
+
+
+def test_no_progress_bar_is_drawn_into_the_output() -> None:
+    with connect() as database:
+        assert database.execute("SELECT current_setting('enable_progress_bar')").fetchone() == (False,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -9,7 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from qmeter.errors import StoreError
+from pydantic import ValidationError
+
+from qmeter.errors import IncompatibleRecords, StoreError
 from qmeter.record import TABLES, CellTables, Record
 from qmeter.spec.study import Study
 from qmeter.store.journal import Journal
@@ -45,46 +48,79 @@ class StudyStore:
         """Make the folder, or open it where the same study already is there.
 
         Raises:
-            StoreError: the folder holds another study, or other files.
+            StoreError: the folder holds another study, or other files, or cannot be written.
         """
         folder = Path(folder)
         resolved = folder / "study.json"
-        wanted = study.model_dump(mode="json")
         if resolved.exists():
-            if json.loads(resolved.read_text()) != wanted:
+            store = cls(folder)
+            if store.study.model_dump(mode="json") != study.model_dump(mode="json"):
                 raise StoreError(
                     f"{folder} already holds a different study",
                     hint="choose another folder with --out, or resume that one: qmeter resume DIR",
                 )
-            return cls(folder)
-        if folder.exists() and any(folder.iterdir()):
-            raise StoreError(f"{folder} is not empty and is no study folder", hint="choose another folder with --out")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "study.yaml").write_text(text)
-        write_atomic(resolved, json.dumps(wanted, indent=1))
+            return store
+        try:
+            if folder.exists() and not all(p.name.startswith("study.") for p in folder.iterdir()):
+                raise StoreError(
+                    f"{folder} is not empty and is no study folder", hint="choose another folder with --out"
+                )
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "study.yaml").write_text(text, encoding="utf-8")
+            write_atomic(resolved, json.dumps(study.model_dump(mode="json"), indent=1))
+        except OSError as error:
+            raise StoreError(
+                f"cannot write the study folder {folder}: {error.strerror or error}",
+                hint="choose another folder with --out, or free disk space",
+            ) from error
         return cls(folder)
 
     @property
     def study(self) -> Study:
-        """The resolved study."""
-        return Study.model_validate_json((self.folder / "study.json").read_text())
+        """The resolved study.
+
+        Raises:
+            IncompatibleRecords: this qMeter does not understand it (another version wrote it, or it was edited).
+        """
+        try:
+            return Study.model_validate_json((self.folder / "study.json").read_text())
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise IncompatibleRecords(
+                f"{self.folder / 'study.json'}: {where}: {first['msg']}",
+                hint="it was edited, or written by another version of qMeter: use that one, or run study.yaml anew",
+            ) from error
 
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the folder for one run; a second run is refused rather than mixed in.
 
         Raises:
-            StoreError: another process holds it.
+            StoreError: another process holds it, or the folder cannot be written.
         """
-        with open(self.folder / ".lock", "w") as file:
+        with contextlib.ExitStack() as stack:
             try:
+                file = stack.enter_context(open(self.folder / ".lock", "w"))
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 raise StoreError(f"another run is writing to {self.folder}", hint="wait for it, or end it") from error
+            except OSError as error:
+                raise StoreError(
+                    f"cannot lock {self.folder}: {error.strerror or error}", hint="make the folder writable"
+                ) from error
             yield
 
     def append(self, record: Record) -> None:
-        """Append one record; on return it is on the disk."""
+        """Append one record; on return it is on the disk.
+
+        Raises:
+            StoreError: it cannot be written, or the study's folder was removed or moved meanwhile.
+        """
+        if not (self.folder / "study.json").is_file():
+            raise StoreError(
+                f"{self.folder} was removed or moved while the study ran", hint="put it back, then: qmeter resume DIR"
+            )
         self._journal.append(record)
 
     def records(self) -> list[Record]:

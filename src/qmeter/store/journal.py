@@ -27,13 +27,22 @@ class Journal:
         """Append one line and flush it to the disk before returning.
 
         A torn last line, left by a killed run, is first moved to ``records.torn``, so that nothing is glued to it.
+
+        Raises:
+            StoreError: the disk is full, or the file cannot be written.
         """
-        self._set_torn_tail_aside()
         line = record.model_dump_json().encode() + b"\n"
-        with open(self.path, "ab") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            self._set_torn_tail_aside()
+            with open(self.path, "ab") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise StoreError(
+                f"cannot write {self.path}: {error.strerror or error}",
+                hint="free disk space or make it writable, then: qmeter resume DIR",
+            ) from error
 
     def read(self) -> Iterator[Record]:
         """Every whole record, in order; a torn last line is left out.

@@ -22,6 +22,7 @@ from qmeter.errors import IncompatibleRecords, StoreError, UnknownName
 from qmeter.record import SCHEMA_VERSION, TABLES, CellTables, Record
 from qmeter.registry import nearest
 from qmeter.spec.study import Study
+from qmeter.store.database import connect, quoted
 from qmeter.store.folder import StudyStore
 from qmeter.store.query import Rows, run_query
 from qmeter.store.tables import table_from
@@ -93,7 +94,7 @@ class Profile:
     def tables(self, record: Record) -> CellTables:
         """The record's tables; token times are empty where the profile was made without them."""
         made = {}
-        with duckdb.connect() as db:
+        with connect() as db:
             for name, kind in TABLES.items():
                 path = self.folder / f"{name}.parquet"
                 made[name] = table_from(db, path, kind, cell_id=record.cell_id) if path.exists() else kind.empty()
@@ -122,7 +123,7 @@ def write_profile(store: StudyStore, folder: Path, *, with_tokens: bool = False)
     temporary.mkdir(parents=True)
     try:
         shutil.copy(store.folder / "study.json", temporary / "study.json")
-        with duckdb.connect() as db:
+        with connect() as db:
             _write_records(db, records, temporary / "records.parquet")
             for name in TABLES if with_tokens else WITHOUT_TOKENS:
                 _write_table(db, store, records, name, temporary / f"{name}.parquet")
@@ -167,7 +168,7 @@ def _write_records(db: duckdb.DuckDBPyConnection, records: list[Record], path: P
     db.executemany(
         "INSERT INTO made VALUES (?, ?, ?)", [[i, r.cell_id, r.model_dump_json()] for i, r in enumerate(records)]
     )
-    db.execute(f"COPY (FROM made ORDER BY number) TO {_literal(path)} (FORMAT parquet, COMPRESSION zstd)")
+    db.execute(f"COPY (FROM made ORDER BY number) TO {quoted(path)} (FORMAT parquet, COMPRESSION zstd)")
 
 
 def _write_table(
@@ -178,9 +179,9 @@ def _write_table(
     if not present:
         return
     columns = ", ".join(_compact(column) for column in TABLES[name].dtypes)
-    parts = [f"SELECT '{cell}' AS cell_id, {columns} FROM read_parquet({_literal(file)})" for cell, file in present]
+    parts = [f"SELECT '{cell}' AS cell_id, {columns} FROM read_parquet({quoted(file)})" for cell, file in present]
     union = " UNION ALL ".join(parts)
-    db.execute(f"COPY ({union}) TO {_literal(path)} (FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 19)")
+    db.execute(f"COPY ({union}) TO {quoted(path)} (FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 19)")
 
 
 def _compact(column: str) -> str:
@@ -194,9 +195,5 @@ def _compact(column: str) -> str:
 
 
 def _select(path: Path, column: str, condition: str) -> list[tuple[str]]:
-    with duckdb.connect() as db:
-        return db.execute(f"SELECT {column} FROM read_parquet({_literal(path)}) WHERE {condition}").fetchall()
-
-
-def _literal(path: Path) -> str:
-    return "'" + str(path).replace("'", "''") + "'"
+    with connect() as db:
+        return db.execute(f"SELECT {column} FROM read_parquet({quoted(path)}) WHERE {condition}").fetchall()

@@ -12,6 +12,7 @@ import numpy as np
 
 from qmeter.errors import StoreError
 from qmeter.record import TABLES, Record
+from qmeter.store.database import connect, quoted
 
 
 @dataclass(frozen=True)
@@ -59,22 +60,24 @@ def run_query(
         tables: table name → its Parquet files.
         cell_in_path: the cell's id is each file's folder; else the files have a column ``cell_id``.
     """
-    with duckdb.connect() as db:
-        db.register("records_rows", _columns([flat(r) for r in records]))
-        db.execute("CREATE VIEW records AS SELECT * FROM records_rows")
-        for name, paths in tables.items():
-            listed = ", ".join("'" + str(f).replace("'", "''") + "'" for f in paths)
-            chosen = (
-                "parse_path(filename)[-2] AS cell_id, * EXCLUDE (filename)" if cell_in_path else "* EXCLUDE (filename)"
-            )
-            db.execute(f"CREATE VIEW {name} AS SELECT {chosen} FROM read_parquet([{listed}], filename=true)")
+    with connect() as db:
         try:
+            db.register("records_rows", _columns([flat(r) for r in records]))
+            db.execute("CREATE VIEW records AS SELECT * FROM records_rows")
+            for name, paths in tables.items():
+                listed = ", ".join(map(quoted, paths))
+                cell = "parse_path(filename)[-2] AS cell_id, " if cell_in_path else ""
+                chosen = f"{cell}* EXCLUDE (filename)"
+                db.execute(f"CREATE VIEW {name} AS SELECT {chosen} FROM read_parquet([{listed}], filename=true)")
             answer = db.execute(sql)
             names = tuple(d[0] for d in answer.description or ())
             return Rows(names, tuple(answer.fetchall()) if names else ())
         except duckdb.Error as error:
-            views = ", ".join(["records", *TABLES])
-            raise StoreError(f"the query failed: {error}", hint=f"views: {views}; columns: DESCRIBE records") from error
+            views = ", ".join(["records", *tables])
+            absent = [name for name in TABLES if name not in tables]
+            note = f" (no cell has {', '.join(absent)} yet)" if absent else ""
+            hint = f"views: {views}{note}; columns: DESCRIBE records"
+            raise StoreError(f"the query failed: {error}", hint=hint) from error
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from qmeter.errors import StoreError
 from qmeter.record import TABLES, CellTables
+from qmeter.store.database import connect, quoted
 
 _SQL_TYPES: dict[Any, str] = {
     np.float64: "DOUBLE", np.int32: "INTEGER", np.int16: "SMALLINT", np.int8: "TINYINT", np.bool_: "BOOLEAN",
@@ -19,24 +20,35 @@ _SQL_TYPES: dict[Any, str] = {
 
 
 def write_tables(folder: Path, tables: CellTables) -> dict[str, Path]:
-    """Write each table to ``folder/<name>.parquet`` (zstd); returns name → path. Replaces what was there, whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    written = {}
-    with duckdb.connect() as db:
-        for name, kind in TABLES.items():
-            rows = getattr(tables, name).columns()
-            columns = {c: _plain(v) for c, v in rows.items()}
-            casts = ", ".join(f'CAST("{c}" AS {_SQL_TYPES[kind.dtypes[c]]}) AS "{c}"' for c in columns)
-            path = folder / f"{name}.parquet"
-            temporary = path.with_suffix(f".{os.getpid()}.tmp")
-            db.register("source_rows", columns)
-            db.execute(
-                f"COPY (SELECT {casts} FROM source_rows) TO '{_quoted(temporary)}' (FORMAT parquet, COMPRESSION zstd)"
-            )
-            db.unregister("source_rows")
-            os.replace(temporary, path)
-            written[name] = path
-    return written
+    """Write each table to ``folder/<name>.parquet`` (zstd); returns name → path. Replaces what was there, whole.
+
+    On return the tables are on the disk, as the record that will name them will be.
+
+    Raises:
+        StoreError: the disk is full, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with connect() as db:
+            return {name: _write_table(db, folder, name, getattr(tables, name), kind) for name, kind in TABLES.items()}
+    except (OSError, duckdb.IOException) as error:
+        raise StoreError(
+            f"cannot write {folder}: {error}", hint="free disk space or make it writable, then: qmeter resume DIR"
+        ) from error
+
+
+def _write_table(db: duckdb.DuckDBPyConnection, folder: Path, name: str, table: Any, kind: Any) -> Path:
+    columns = {c: _plain(v) for c, v in table.columns().items()}
+    casts = ", ".join(f'CAST("{c}" AS {_SQL_TYPES[kind.dtypes[c]]}) AS "{c}"' for c in columns)
+    path = folder / f"{name}.parquet"
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    db.register("source_rows", columns)
+    db.execute(f"COPY (SELECT {casts} FROM source_rows) TO {quoted(temporary)} (FORMAT parquet, COMPRESSION zstd)")
+    db.unregister("source_rows")
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    return path
 
 
 def read_tables(folder: Path) -> CellTables:
@@ -46,7 +58,7 @@ def read_tables(folder: Path) -> CellTables:
         StoreError: a file is there but is not what it should be.
     """
     made = {}
-    with duckdb.connect() as db:
+    with connect() as db:
         for name, kind in TABLES.items():
             path = folder / f"{name}.parquet"
             made[name] = table_from(db, path, kind) if path.exists() else kind.empty()
@@ -62,7 +74,7 @@ def table_from(db: duckdb.DuckDBPyConnection, path: Path, kind: Any, *, cell_id:
     listed = ", ".join(f'"{c}"' for c in kind.dtypes)
     chosen = "" if cell_id is None else " WHERE cell_id = ?"
     try:
-        query = f"SELECT {listed} FROM read_parquet('{_quoted(path)}'){chosen}"
+        query = f"SELECT {listed} FROM read_parquet({quoted(path)}){chosen}"
         found = db.execute(query, [] if cell_id is None else [cell_id]).fetchnumpy()
     except duckdb.Error as error:
         raise StoreError(f"{path} cannot be read: {error}", hint="remove the cell's folder, then resume") from error
@@ -85,7 +97,3 @@ def _unmasked(column: Any, dtype: Any) -> Any:
     if mask.any():
         return np.ma.filled(column, np.nan if dtype is np.float64 else -1)
     return values
-
-
-def _quoted(path: Path) -> str:
-    return str(path).replace("'", "''")

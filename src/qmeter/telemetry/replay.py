@@ -72,7 +72,9 @@ def read_recording(path: Path) -> Telemetry:
     import duckdb
 
     try:
-        rows = duckdb.connect().execute("SELECT series, t_s, value FROM " + _source(path)).fetchnumpy()
+        with duckdb.connect() as database:
+            database.execute("SET enable_progress_bar = false")
+            rows = database.execute("SELECT series, t_s, value FROM " + _source(path)).fetchnumpy()
     except (duckdb.Error, OSError) as error:
         raise TelemetryError(
             f"{path} cannot be replayed: {str(error).splitlines()[0]}",
