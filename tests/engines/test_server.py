@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -148,3 +149,36 @@ def test_kill_9_of_the_runner_leaves_no_engine(tmp_path: Path) -> None:
     runner.kill()
     runner.wait()
     assert all(gone(p, within_s=20) for p in pids)
+
+
+def test_an_earlier_starts_log_is_kept_aside_and_not_read_again(tmp_path: Path) -> None:
+    (tmp_path / "server.log").write_text("ready long ago, then out of memory")
+    engine = ScriptEngine("print('new start'); raise SystemExit(7)")
+    for _ in range(2):
+        with pytest.raises(EngineCrashed) as caught, serve(engine, deployment(), ARTIFACT, tmp_path):
+            pass
+        assert "long ago" not in (caught.value.hint or "")
+    assert sorted(p.name for p in tmp_path.glob("*.log")) == ["server.1.log", "server.2.log", "server.log"]
+    assert "long ago" in (tmp_path / "server.1.log").read_text()
+
+
+def test_ctrl_c_while_a_server_is_being_ended_is_not_lost(tmp_path: Path) -> None:
+    slow = (
+        "import signal,sys,time; signal.signal(15, lambda *_: (time.sleep(1.5), sys.exit()));"
+        "print('ready', flush=True); time.sleep(600)"
+    )
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt), serve(ScriptEngine(slow), deployment(), ARTIFACT, tmp_path) as server:
+        pids = server.pids
+        time.sleep(0.3)
+        timer.start()
+    assert pids and all(gone(p, within_s=1) for p in pids), "the server ended first"
+
+
+def test_a_guard_that_is_killed_takes_its_engine_along(tmp_path: Path) -> None:
+    with serve(ScriptEngine(SLEEPER), deployment(), ARTIFACT, tmp_path) as server:
+        (engine,) = server.pids
+        assert server.guard is not None
+        server.guard.kill()
+        assert gone(engine)
+        assert not server.alive

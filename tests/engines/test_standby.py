@@ -112,3 +112,18 @@ def test_discarding_ends_what_waits(tmp_path):
     process = standby._waiting[0].process
     standby.discard_all()
     assert process.poll() is not None
+
+
+def test_a_measurement_can_wait_until_the_imports_are_done(tmp_path: Path) -> None:
+    busy = "import sys, time\nend = time.monotonic() + 1.5\nwhile time.monotonic() < end: pass\nsys.stdin.readline()"
+    launch = Launch(("x",), "http://127.0.0.1:1", "m", tmp_path / "server.log", standby=(sys.executable, "-c", busy))
+    began_s = time.monotonic()
+    standby.settle()
+    assert time.monotonic() - began_s < 0.1, "nothing waits"
+    standby.start_ahead(launch, 1.0)
+    time.sleep(0.3)
+    standby.settle()
+    assert time.monotonic() - began_s > 1.5
+    began_s = time.monotonic()
+    standby.settle()
+    assert time.monotonic() - began_s < 1.5, "it is quiet already"

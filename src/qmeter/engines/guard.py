@@ -3,7 +3,8 @@
 A program of its own (``python -I guard.py PARENT_FD GRACE_S -- COMMAND…``, standard library only): it holds the read
 end of a pipe whose write end only qMeter has. End of file there means that qMeter ended or wants the engine ended:
 SIGTERM to the engine's group, after ``GRACE_S`` SIGKILL, and SIGKILL to every descendant that left the group. As a
-child subreaper it inherits those, so none escapes. It exits with the engine's own status.
+child subreaper it inherits those, so none escapes. The kernel kills the engine should the guard itself be killed. It
+exits with the engine's own status.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import signal
 import sys
 import time
 
-PR_SET_CHILD_SUBREAPER = 36
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 POLL_S = 0.05
 
 
@@ -60,7 +61,7 @@ def end_all(engine: int, grace_s: float) -> None:
 
 def reap() -> dict[int, int]:
     """Collect ended children: pid → wait status."""
-    ended = {}
+    ended: dict[int, int] = {}
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -74,11 +75,13 @@ def reap() -> dict[int, int]:
 def main(argv: list[str]) -> int:
     """Run the command in a group of its own and wait for it, or for the end of the pipe."""
     parent_fd, grace_s, command = int(argv[1]), float(argv[2]), argv[4:]
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    prctl = ctypes.CDLL(None).prctl
+    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     engine = os.fork()
     if engine == 0:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         os.setpgid(0, 0)

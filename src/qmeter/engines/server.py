@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -41,9 +42,14 @@ class RunningServer:
     startup_s: float
 
     @property
+    def alive(self) -> bool:
+        """Whether it still runs, as far as this host can tell (an attached server is taken to)."""
+        return self.guard is None or self.guard.poll() is None
+
+    @property
     def pids(self) -> list[int]:
         """The engine's processes, ``[]`` where it is not ours."""
-        return guard.children(self.guard.pid) if self.guard and self.guard.poll() is None else []
+        return guard.children(self.guard.pid) if self.guard and self.alive else []
 
     def check_alive(self, stage: str) -> None:
         """Raises:
@@ -74,6 +80,7 @@ def serve(
         EngineNotReady: the engine's ``ready_timeout`` passed.
     """
     launch = engine.launch_command(deployment, artifact, free_port(), workdir)
+    _set_log_aside(launch.log_path)
     if on_launch:
         on_launch(launch)
     started = time.monotonic()
@@ -82,6 +89,13 @@ def serve(
         took_s = time.monotonic() - started
         standby.start_ahead(launch, GRACE_S)
         yield RunningServer(launch, effective, process, took_s)
+
+
+def _set_log_aside(log: Path) -> None:
+    """Number an earlier start's log: adapters read the log, and must not take its end for this start's."""
+    if log.exists():
+        earlier = len(list(log.parent.glob(f"{log.stem}.*{log.suffix}")))
+        log.rename(log.with_name(f"{log.stem}.{earlier + 1}{log.suffix}"))
 
 
 def free_port() -> int:
@@ -110,15 +124,21 @@ def _guarded(launch: Launch) -> Iterator[subprocess.Popen[bytes] | None]:
 
 
 def _wait_ended(process: subprocess.Popen[bytes]) -> None:
-    """Wait for the guard, through further interrupts: an engine must not be left behind."""
-    deadline = time.monotonic() + GRACE_S + 10.0
+    """Wait for the guard, through interrupts, which are raised after it: an engine must not be left behind."""
+    deadline, interrupted = time.monotonic() + GRACE_S + 10.0, False
     while process.poll() is None and time.monotonic() < deadline:
-        with contextlib.suppress(KeyboardInterrupt, subprocess.TimeoutExpired):
+        try:
             process.wait(timeout=1.0)
+        except subprocess.TimeoutExpired:
+            continue
+        except KeyboardInterrupt:
+            interrupted = True
     if process.poll() is None:
         for pid in [*guard.children(process.pid), process.pid]:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, 9)
+                os.kill(pid, signal.SIGKILL)
+    if interrupted:
+        raise KeyboardInterrupt
 
 
 def _wait_ready(

@@ -12,9 +12,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from qmeter.engines import guard
 from qmeter.engines.base import Launch
@@ -23,6 +26,9 @@ PRIVATE_ENV = "QMETER_"
 """Variables of this prefix may differ between the program waiting and the launch: no engine reads them early."""
 SWITCH = "QMETER_STANDBY"
 """``QMETER_STANDBY=0`` turns it off. It is no knob of the study: what is served is the same with and without."""
+
+SETTLE_POLL_S, QUIET_SHARE = 0.25, 0.05
+"""A program waits when it took at most this share of a core over two such intervals one after another."""
 
 
 @dataclass
@@ -94,10 +100,29 @@ def take(launch: Launch) -> Waiting | None:
     return found
 
 
+def settle(limit_s: float = 60.0) -> None:
+    """Wait until the program started ahead only waits: its imports must not run beside a measurement."""
+    deadline, quiet = time.monotonic() + limit_s, 0
+    while _waiting and quiet < 2 and time.monotonic() < deadline:
+        before_s = _cpu_s(_waiting[0])
+        time.sleep(SETTLE_POLL_S)
+        quiet = quiet + 1 if _cpu_s(_waiting[0]) - before_s <= QUIET_SHARE * SETTLE_POLL_S else 0
+
+
 def discard_all() -> None:
     """End whatever still waits."""
     while _waiting:
         _discard(_waiting.pop())
+
+
+def _cpu_s(waiting: Waiting) -> float:
+    """Processor time of the program and what it started so far, without its guard. Units: s."""
+    total_s = 0.0
+    for pid in guard.children(waiting.process.pid):
+        with contextlib.suppress(psutil.Error):
+            times = psutil.Process(pid).cpu_times()
+            total_s += times.user + times.system
+    return total_s
 
 
 def _public(env: Mapping[str, str]) -> dict[str, str]:
