@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qmeter import __version__
+from qmeter import __version__, catalog
 from qmeter.errors import AnalysisError
 from qmeter.record import CellStatus, CellTables, EffectiveConfig, Record, RecordKind
 from qmeter.simulate.calibration import Calibration, Support, plain
@@ -52,7 +52,7 @@ def calibrate(records: Sequence[Record], tables: Tables, *, draws: int = DRAWS, 
     cells = [_Cell(r, t, observed_steps(t)) for r, t in ((r, tables(r)) for r in used)]
     effective = next((r.effective for r in used if r.effective is not None), EffectiveConfig())
     deployment = used[0].cell["deployment"]
-    rules = rules_of(deployment["engine"]["name"], effective)
+    rules = rules_of(deployment["engine"]["name"], effective, deployment["engine"].get("options"))
     basis = _basis(cells, rules, _graph_sizes(deployment, rules))
     steps = joined([c.steps for c in cells])
     fit = fit_steps(basis.design(steps), steps.seconds, draws=draws, seed=seed)
@@ -82,11 +82,21 @@ def calibrate(records: Sequence[Record], tables: Tables, *, draws: int = DRAWS, 
     )
 
 
+def device_of(record: Record) -> str:
+    """The catalog's name of the record's device: what the study named, or what the host's GPU matches; else "cpu"."""
+    named = str(record.cell["deployment"]["device"])
+    if named != "auto":
+        return named
+    seen = [str(g.get("name", "")) for g in record.provenance.host.get("gpus") or [] if isinstance(g, dict)]
+    matching = [d.name for d in catalog.devices() for name in seen[:1] if d.matches(name)]
+    return matching[0] if matching else "cpu"
+
+
 def _named(record: Record) -> dict[str, Any]:
     d = record.cell["deployment"]
     return {
         "id": record.deployment_id, "study": record.study, "model": d["model"]["name"], "shape": d["model"]["shape"],
-        "method": d["method"], "engine": d["engine"]["name"], "device": d["device"], "parallelism": d["parallelism"],
+        "method": d["method"], "engine": d["engine"]["name"], "device": device_of(record), "parallelism": d["parallelism"],
     }  # fmt: skip
 
 

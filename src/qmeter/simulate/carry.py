@@ -15,7 +15,7 @@ from qmeter import __version__, catalog
 from qmeter.catalog.memory import memory_fit
 from qmeter.errors import AnalysisError
 from qmeter.record import EffectiveConfig, Record
-from qmeter.simulate.calibrate import Tables, joined
+from qmeter.simulate.calibrate import Tables, device_of, joined
 from qmeter.simulate.calibration import Calibration, Support, plain
 from qmeter.simulate.fit import Basis
 from qmeter.simulate.observe import Observed, observed_steps
@@ -75,16 +75,6 @@ def fit_records(groups: Sequence[Sequence[Record]], tables: Tables, *, hold_out:
     if not parts:
         raise AnalysisError("no deployment ran on a device whose ceilings the catalog has", hint="see: qmeter devices")
     return fit_physics(parts, hold_out=hold_out)
-
-
-def device_of(record: Record) -> str:
-    """The catalog's name of the record's device: what the study named, or what the host's GPU matches; else "cpu"."""
-    named = str(record.cell["deployment"]["device"])
-    if named != "auto":
-        return named
-    seen = [str(g.get("name", "")) for g in record.provenance.host.get("gpus", []) if isinstance(g, dict)]
-    matching = [d.name for d in catalog.devices() for name in seen[:1] if d.matches(name)]
-    return matching[0] if matching else "cpu"
 
 
 def carry(fit: PhysicsFit, near: Calibration, target: Target, *, seed: int = 0) -> Calibration:

@@ -33,6 +33,7 @@ from qmeter.simulate.state import (
     CLOSED,
     DEC,
     DETAIL,
+    DEVICE,
     DONE,
     DOOR,
     DRAINED,
@@ -42,6 +43,8 @@ from qmeter.simulate.state import (
     GROW,
     HEAPN,
     HORIZON,
+    HOST_MIXED_S,
+    HOST_MIXED_SEQ_S,
     HOST_S,
     HOST_SEQ_S,
     I64,
@@ -55,6 +58,7 @@ from qmeter.simulate.state import (
     NC,
     NDEC,
     NEXT,
+    NFIRST,
     NOW,
     NWAIT,
     NZ,
@@ -62,8 +66,10 @@ from qmeter.simulate.state import (
     PAIR_J,
     PAIR_S,
     PART,
+    PDEC,
     PDONE,
     PREEMPTS,
+    PSTART,
     QTAIL,
     RESERVE,
     RHEAD,
@@ -75,6 +81,7 @@ from qmeter.simulate.state import (
     STEPS,
     STOP_S,
     STUCK,
+    TAIL_S,
     THINK_S,
     USABLE,
     WHEAD,
@@ -84,7 +91,7 @@ from qmeter.simulate.state import (
     Log,
     Replica,
     Work,
-)  # fmt: skip
+)
 
 
 @jit
@@ -170,6 +177,7 @@ def _segment(ints: I64, work: Work, rule: I64, log: Log, i: int, following: int)
         row = log.n[LSEG]
         log.seg_req[row], log.seg_s[row] = i, work.joined_s[i]
         log.seg_g[row], log.seg_n[row] = work.joined[i], following
+        work.segment[i] = row
         log.n[LSEG] += 1
 
 
@@ -280,25 +288,6 @@ def _admit(rep: Replica, work: Work, cache: Cache, rule: I64, budget: int, decod
 
 
 @jit
-def _end(rep: Replica, work: Work, rule: I64, c: F64, i: int) -> None:
-    """Request ``i`` got its last token now; its seat and blocks go when the step's result was processed."""
-    ints, now = rep.ints, rep.floats[NOW]
-    work.end[i] = now
-    _unseat(ints, work, i)
-    rep.ended[ints[NZ]] = i
-    ints[NZ] += 1
-    ints[DONE] += 1
-    if rule[CLOSED]:
-        new, at = ints[NEXT], now + c[THINK_S]
-        if new < len(work.prompt) and at < c[STOP_S]:
-            at = max(at, rep.floats[DOOR] + c[SPACING_S])
-            rep.floats[DOOR] = at
-            work.arrival[new] = at
-            ints[NEXT] += 1
-            enqueue(ints, work, new)
-
-
-@jit
 def enqueue(ints: I64, work: Work, i: int) -> None:
     """Put request ``i`` at the end of a replica's queue; arrivals of one replica must ascend."""
     if ints[QTAIL] >= 0:
@@ -309,17 +298,100 @@ def enqueue(ints: I64, work: Work, i: int) -> None:
 
 
 @jit
+def _end(rep: Replica, work: Work, i: int) -> None:
+    """Request ``i`` has its last token in the newest step; seat and blocks go when its result was processed."""
+    ints = rep.ints
+    _unseat(ints, work, i)
+    rep.ended[ints[NZ]] = i
+    ints[NZ] += 1
+    ints[DONE] += 1
+
+
+@jit
+def _send_next(rep: Replica, work: Work, c: F64, now: float) -> None:
+    """A closed-loop client whose request ended sends its next one."""
+    new, at = rep.ints[NEXT], now + c[THINK_S]
+    if new < len(work.prompt) and at < c[STOP_S]:
+        at = max(at, rep.floats[DOOR] + c[SPACING_S])
+        rep.floats[DOOR] = at
+        work.arrival[new] = at
+        rep.ints[NEXT] += 1
+        enqueue(rep.ints, work, new)
+
+
+@jit
+def _account(rep: Replica, rule: I64, c: F64, log: Log, at: float) -> None:
+    """The newest step's time is known: its results are seen ``at``."""
+    ints, floats = rep.ints, rep.floats
+    seconds = at - floats[PSTART]
+    floats[NOW] = at
+    floats[BUSY] += seconds
+    floats[ENERGY] += c[BUSY_W] * seconds
+    if rule[DETAIL]:
+        log.step[log.n[LSTEP] - 1, C_DUR] = seconds
+        if ints[PDEC]:
+            log.decode_end[ints[G] - 1] = at
+
+
+@jit
+def _stamp(rep: Replica, work: Work, rule: I64, c: F64, log: Log, at: float) -> None:
+    """Requests with a first or last token in the newest step get their times; closed-loop clients send on."""
+    ints = rep.ints
+    for k in range(ints[NFIRST]):
+        i = rep.first_req[k]
+        work.joined_s[i] = at
+        if np.isnan(work.first[i]):
+            work.first[i] = at
+        if work.segment[i] >= 0 and rule[DETAIL]:
+            log.seg_s[work.segment[i]] = at
+    ints[NFIRST] = 0
+    for k in range(ints[NZOLD], ints[NZ]):
+        i = rep.ended[k]
+        work.end[i] = at
+        if rule[CLOSED]:
+            _send_next(rep, work, c, at)
+    ints[NZOLD] = ints[NZ]
+
+
+@jit
+def _see_results(rep: Replica, work: Work, rule: I64, c: F64, log: Log, at: float) -> None:
+    """The newest step's tokens are out ``at``."""
+    _account(rep, rule, c, log, at)
+    _stamp(rep, work, rule, c, log, at)
+
+
+@jit
+def _launch(rep: Replica, work: Work, co: Coefficients, log: Log, host: float, device: float) -> None:
+    """Launch a step as :class:`qmeter.simulate.steptime.Pipeline` says; the step before it is seen, if one ran."""
+    ints, floats = rep.ints, rep.floats
+    decided = floats[DEC]
+    launched = decided + host
+    then = max(max(floats[DEVICE], decided) + device, launched + co.c[TAIL_S])
+    if co.rule[ASYNC] == 0:
+        floats[DEC] = then
+    elif ints[INFLIGHT]:
+        seen = max(launched, floats[DEVICE])
+        _see_results(rep, work, co.rule, co.c, log, seen)
+        floats[DEC] = seen
+    else:
+        floats[DEC] = launched
+    floats[DEVICE] = then
+    floats[PSTART] = max(decided, floats[NOW])
+    ints[INFLIGHT] = co.rule[ASYNC]
+
+
+@jit
 def _first_token(rep: Replica, work: Work, co: Coefficients, log: Log, i: int) -> None:
     """A prompt (or a recomputed one) is done: it gives a token and decodes from the next step on."""
-    ints, now = rep.ints, rep.floats[NOW]
+    ints = rep.ints
     work.generated[i] += 1
-    if np.isnan(work.first[i]):
-        work.first[i] = now
-    work.joined[i], work.joined_s[i] = ints[G], now
+    work.joined[i], work.segment[i] = ints[G], -1
+    rep.first_req[ints[NFIRST]] = i
+    ints[NFIRST] += 1
     left = work.output[i] - work.generated[i]
     if left == 0:
         _segment(ints, work, co.rule, log, i, 0)
-        _end(rep, work, co.rule, co.c, i)
+        _end(rep, work, i)
         return
     computed = work.prompt[i] + work.generated[i] - 1
     _push(rep, ints[G] + left, i)
@@ -338,21 +410,15 @@ def _finish_decodes(rep: Replica, work: Work, co: Coefficients, log: Log) -> Non
         rep.floats[KSUM] -= computed + 1
         ints[NDEC] -= 1
         _segment(ints, work, co.rule, log, i, ints[G] - work.joined[i])
-        _end(rep, work, co.rule, co.c, i)
+        _end(rep, work, i)
 
 
 @jit
-def _row(rep: Replica, rule: I64, log: Log, start: float, seconds: float, decodes: int, prefill: int, kv: float,
-         pairs: float, used: int) -> None:  # fmt: skip
+def _row(rep: Replica, rule: I64, log: Log, start: float, decodes: int, prefill: int, kv: float, pairs: float,
+         used: int) -> None:  # fmt: skip
+    """One row of the step log; its duration is filled in when its results are seen."""
     row = log.step[log.n[LSTEP]]
-    row[C_START], row[C_DUR], row[C_DEC], row[C_PRE], row[C_KV], row[C_PAIRS] = (
-        start,
-        seconds,
-        decodes,
-        prefill,
-        kv,
-        pairs,
-    )
+    row[C_START], row[C_DEC], row[C_PRE], row[C_KV], row[C_PAIRS] = start, decodes, prefill, kv, pairs
     row[C_RUN], row[C_WAIT], row[C_USED] = decodes + rep.ints[NC], rep.ints[NWAIT], used
     log.n[LSTEP] += 1
 
@@ -367,23 +433,17 @@ def _mixed_step(rep: Replica, work: Work, co: Coefficients, log: Log, decodes: i
         prefill += n
         pairs += n * rep.chunk_at[at] + n * (n + 1) / 2
     kv = floats[KSUM] if decodes > 0 else 0.0
-    work_s = co.mixed_s[decodes + prefill] + c[KV_S] * kv + c[PAIR_S] * pairs + c[CHUNK_S] * chunks
-    seconds = max(c[HOST_S] + c[HOST_SEQ_S] * (decodes + chunks), work_s)
-    seconds *= co.noise_mixed[ints[STEPS] % len(co.noise_mixed)]
-    start = max(floats[NOW], floats[DEC])
-    floats[BUSY] += seconds
-    floats[ENERGY] += c[BUSY_W] * seconds + co.mixed_j[decodes + prefill] + c[KV_J] * kv + c[PAIR_J] * pairs
-    floats[NOW] = start + seconds
-    floats[DEC] = start if co.rule[ASYNC] else floats[NOW]
+    device = co.mixed_s[decodes + prefill] + c[KV_S] * kv + c[PAIR_S] * pairs + c[CHUNK_S] * chunks
+    host = c[HOST_MIXED_S] + c[HOST_MIXED_SEQ_S] * (decodes + chunks)
+    noise = co.noise_mixed[ints[STEPS] % len(co.noise_mixed)]
+    _launch(rep, work, co, log, noise * host, noise * device)
+    floats[ENERGY] += co.mixed_j[decodes + prefill] + c[KV_J] * kv + c[PAIR_J] * pairs
     if co.rule[DETAIL]:
-        running = rep.ints[NDEC] - decodes
-        _row(rep, co.rule, log, start, seconds, decodes, prefill, kv, pairs, co.rule[USABLE] - ints[FREE])
-        log.step[log.n[LSTEP] - 1, C_RUN] += running
+        _row(rep, co.rule, log, floats[PSTART], decodes, prefill, kv, pairs, co.rule[USABLE] - ints[FREE])
+        log.step[log.n[LSTEP] - 1, C_RUN] += ints[NDEC] - decodes
     ints[STEPS] += 1
-    ints[NZOLD] = ints[NZ]
+    ints[PDEC] = 1 if decodes > 0 else 0
     if decodes > 0:
-        if co.rule[DETAIL]:
-            log.decode_end[ints[G]] = floats[NOW]
         ints[G] += 1
         floats[KSUM] += decodes
         _finish_decodes(rep, work, co, log)
@@ -396,6 +456,8 @@ def _mixed_step(rep: Replica, work: Work, co: Coefficients, log: Log, decodes: i
         else:
             _first_token(rep, work, co, log, i)
     ints[NC] = 0
+    if co.rule[ASYNC] == 0:
+        _see_results(rep, work, co.rule, c, log, floats[DEVICE])
 
 
 @jit
@@ -473,6 +535,48 @@ def _longest_run(rep: Replica, rule: I64, log: Log) -> int:
 
 
 @jit
+def _closed_form(rep: Replica, co: Coefficients, most: int, bound: float, floor: float, first: float, slope: float,
+                 tail: float) -> int:  # fmt: skip
+    """Steps of a run in closed form, after its first ones; 0 where the pipeline is not in step yet.
+
+    Synchronous: each step lasts max(device, host + tail). Asynchronous: either the device is busy all the time and each
+    step adds its seconds, or the host is, with the device waiting for each launch; between the two, step by step.
+    """
+    floats = rep.floats
+    d, g = floats[DEC], floats[DEVICE]
+    if co.rule[ASYNC] == 0:
+        least = floor + tail
+        steps = most
+        if bound < np.inf:
+            steps = min(most, max(1, steps_until(least, first, slope, bound - d, most)))
+        seconds = run_seconds(least, first, slope, steps)
+        floats[NOW] = floats[DEVICE] = floats[DEC] = floats[PSTART] = d + seconds
+        floats[BUSY] += seconds
+        floats[ENERGY] += co.c[BUSY_W] * seconds
+        return steps
+    before = first - slope
+    if before >= floor and abs(g - (d + before)) <= 1e-12 * g and floor + tail <= 2 * before:
+        steps = most
+        if bound < np.inf:
+            steps = min(most, max(1, steps_until(0.0, before, slope, bound - d, most)))
+        gone = run_seconds(0.0, before, slope, steps)
+        floats[DEVICE] = d + gone + first + slope * (steps - 1)
+    else:
+        steps = min(most, _under(floor, first, slope, most))
+        if steps < 2 or tail > floor or g > d + tail:
+            return 0
+        if bound < np.inf:
+            steps = min(steps, max(1, int(np.ceil((bound - d) / floor))))
+        gone = floor * steps
+        floats[DEVICE] = d + gone + tail
+    seen = d + gone
+    floats[BUSY] += seen - floats[PSTART]
+    floats[ENERGY] += co.c[BUSY_W] * (seen - floats[PSTART])
+    floats[PSTART] = floats[NOW] = floats[DEC] = seen
+    return steps
+
+
+@jit
 def _ended_blocks(rep: Replica, work: Work, size: int) -> int:
     """Blocks that requests which ended one step ago still hold (shared ones counted once a holder)."""
     blocks = 0
@@ -483,40 +587,37 @@ def _ended_blocks(rep: Replica, work: Work, size: int) -> int:
 
 
 @jit
-def _stepwise(rep: Replica, work: Work, co: Coefficients, log: Log, most: int, bound: float, floor: float,
-              first: float, slope: float) -> int:  # fmt: skip
-    """A run with noise or detail: one step after the other. Returns how many; sets NOW, DEC, BUSY."""
-    ints, floats, rule = rep.ints, rep.floats, co.rule
-    n = ints[NDEC]
-    now = max(floats[NOW], floats[DEC])
-    before, done, total = now, 0, 0.0
+def _decode_run(rep: Replica, work: Work, co: Coefficients, log: Log, most: int, bound: float) -> int:
+    """Decode steps of one batch until ``most`` or the first decision at ``bound`` or later. Returns how many."""
+    ints, floats, c, rule = rep.ints, rep.floats, co.c, co.rule
+    n, kv = ints[NDEC], floats[KSUM]
+    floor, first, slope = c[HOST_S] + c[HOST_SEQ_S] * n, co.decode_s[n] + c[KV_S] * kv, c[KV_S] * n
     noise, length, at = co.noise_decode, len(co.noise_decode), ints[STEPS] % len(co.noise_decode)
-    used, size = rule[USABLE] - ints[FREE], rule[BLOCK]
+    closed = length == 1 and rule[DETAIL] == 0
+    used, size, done = rule[USABLE] - ints[FREE], rule[BLOCK], 0
+    ended = _ended_blocks(rep, work, size) if rule[DETAIL] else 0
     while done < most:
-        if done > 0 and (before if rule[ASYNC] else now) >= bound:
+        if done > 0 and floats[DEC] >= bound:
             break
-        seconds = first + slope * done
-        if seconds < floor:
-            seconds = floor
-        seconds *= noise[at]
-        at += 1
-        if at == length:
-            at = 0
+        if closed and (done > 0 or rule[ASYNC] == 0):
+            more = _closed_form(rep, co, most - done, bound, floor, first + slope * done, slope, c[TAIL_S])
+            done += more
+            if more > 0:
+                continue
+        factor = noise[at]
+        at = 0 if at + 1 == length else at + 1
+        _launch(rep, work, co, log, factor * floor, factor * (first + slope * done))
+        ints[PDEC] = 1
         if rule[DETAIL]:
             if done > 0:
-                used += rep.phase[(-(ints[G] + done)) % size]
+                used += rep.phase[(-ints[G]) % size]
             if done == 1:
-                used -= _ended_blocks(rep, work, size)
-            _row(rep, rule, log, now, seconds, n, 0, floats[KSUM] + n * done, 0.0, used)
-            log.decode_end[ints[G] + done] = now + seconds
-        before = now
-        now += seconds
-        total += seconds
+                used -= ended
+            _row(rep, rule, log, floats[PSTART], n, 0, kv + n * done, 0.0, used)
         done += 1
-    floats[NOW] = now
-    floats[DEC] = before if rule[ASYNC] else now
-    floats[BUSY] += total
-    floats[ENERGY] += co.c[BUSY_W] * total
+        ints[G] += 1
+        if rule[ASYNC] == 0:
+            _account(rep, rule, c, log, floats[DEVICE])
     return done
 
 
@@ -525,34 +626,22 @@ def _decode_steps(rep: Replica, work: Work, cache: Cache, co: Coefficients, log:
                   one: bool) -> None:  # fmt: skip
     """As many decode steps as the batch stays the same; ``one``: a single one, since the next may admit."""
     ints, floats, c, rule = rep.ints, rep.floats, co.c, co.rule
-    n, kv = ints[NDEC], floats[KSUM]
+    n, kv, begin = ints[NDEC], floats[KSUM], ints[G]
     most = 1 if one else _longest_run(rep, rule, log)
-    floor, first, slope = c[HOST_S] + c[HOST_SEQ_S] * n, co.decode_s[n] + c[KV_S] * kv, c[KV_S] * n
     bound = horizon
     if ints[AP] >= 0 and (ints[NWAIT] == 0 or rule[DETAIL]):
         bound = min(bound, work.arrival[ints[AP]])
-    if rule[DETAIL] or len(co.noise_decode) > 1:
-        steps = _stepwise(rep, work, co, log, most, bound, floor, first, slope)
-    else:
-        start = max(floats[NOW], floats[DEC])
-        steps = most
-        if bound < np.inf:
-            until = steps_until(floor, first, slope, bound - start, most)
-            steps = min(most, until + 1 if rule[ASYNC] else max(until, 1))
-        seconds = run_seconds(floor, first, slope, steps)
-        before = run_seconds(floor, first, slope, steps - 1)
-        floats[NOW] = start + seconds
-        floats[DEC] = start + (before if rule[ASYNC] else seconds)
-        floats[BUSY] += seconds
-        floats[ENERGY] += c[BUSY_W] * seconds
+    steps = _decode_run(rep, work, co, log, most, bound)
+    ints[G] = begin
     floats[ENERGY] += co.decode_j[n] * steps + c[KV_J] * (kv * steps + n * (steps * (steps - 1) / 2))
     prefix.take(ints, cache, rule, _run_blocks(rep, rule, steps))
     floats[KSUM] += n * steps
     ints[G] += steps
     ints[STEPS] += steps
     ints[RUNS] += 1
-    ints[NZOLD] = ints[NZ]
     _finish_decodes(rep, work, co, log)
+    if rule[ASYNC] == 0:
+        _stamp(rep, work, rule, c, log, floats[DEVICE])
 
 
 @jit
@@ -618,13 +707,12 @@ def advance(rep: Replica, work: Work, cache: Cache, co: Coefficients, log: Log, 
             preempted, decodes = _schedule(rep, work, cache, rule, log)
         if ints[NC] > 0:
             _mixed_step(rep, work, co, log, decodes)
-            ints[INFLIGHT] = rule[ASYNC]
         elif decodes > 0:
             _decode_steps(rep, work, cache, co, log, horizon, preempted)
-            ints[INFLIGHT] = rule[ASYNC]
         elif ints[INFLIGHT]:
             ints[INFLIGHT] = 0
-            floats[DEC] = floats[NOW]
+            _see_results(rep, work, rule, co.c, log, floats[DEVICE])
+            floats[DEC] = floats[DEVICE]
         elif preempted:
             continue
         elif ints[NWAIT] > 0:

@@ -12,7 +12,7 @@ from qmeter.errors import AnalysisError
 from qmeter.simulate import rules as r
 from qmeter.simulate.blocks import BlockPool
 from qmeter.simulate.load import Detail, SimLoad, SimResult
-from qmeter.simulate.steptime import StepModel
+from qmeter.simulate.steptime import Pipeline, StepModel
 
 
 @dataclass
@@ -52,6 +52,7 @@ class _Replica:
         self.running: list[_Sequence] = []
         self.ended: list[_Sequence] = []
         self.now = 0.0
+        self.pipeline = Pipeline(rules.async_scheduling, model.tail_s)
         n = len(load)
         self.arrival = np.array(load.arrival_s, dtype=np.float64)
         self.sent = n if load.concurrency is None else min(n, load.concurrency)
@@ -62,32 +63,32 @@ class _Replica:
         self.tokens: list[list[float]] = [[] for _ in range(n)]
         self.preemptions, self.hits = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
         self.busy, self.energy = 0.0, 0.0
-        self.log: list[tuple[float, float, int, int, float, float, int, int, int]] = []
+        self.log: list[list[float]] = []
 
     def run(self) -> SimResult:
-        decide, in_flight = 0.0, False
+        pipeline = self.pipeline
         while True:
-            self._see_arrivals(decide)
-            old = self.ended if not in_flight else [s for s in self.ended if s.index not in self.fresh]
+            self._see_arrivals(pipeline.decide_s)
+            old = [s for s in self.ended if not pipeline.running or s.index not in self.fresh]
             for sequence in old:
                 self.pool.release(sequence.blocks)
             self.ended = [s for s in self.ended if s not in old]
             batch, preempted = self._schedule()
             if batch:
-                start = max(self.now, decide)
-                self._execute(batch, start)
-                decide, in_flight = (start, True) if self.rules.async_scheduling else (self.now, False)
-            elif in_flight:
-                decide, in_flight = self.now, False
+                self._execute(batch)
+            elif pipeline.running:
+                self._see_results(pipeline.drain())
             elif not (self.waiting or self.running or preempted):
                 if self.seen >= self.sent:
                     return self._result()
-                decide = max(self.now, float(self.arrival[self.seen]))
+                pipeline.decide_s = max(self.now, float(self.arrival[self.seen]))
             elif not preempted:
                 raise AnalysisError("the queue's head can never start", hint="report this as a fault")
 
     fresh: frozenset[int] = frozenset()
     """Requests that ended in the newest step."""
+    unseen: tuple[_Sequence, ...] = ()
+    """Requests that got a token in the newest step, whose result was not seen yet."""
 
     def _see_arrivals(self, until: float) -> None:
         while self.seen < self.sent and self.arrival[self.seen] <= until:
@@ -168,7 +169,8 @@ class _Replica:
             self.waiting.popleft()
             self.pool.take_found(found)
             head.blocks, head.computed = list(found), computed
-            self.hits[head.index] = computed if not self.tokens[head.index] else self.hits[head.index]
+            if not head.generated:
+                self.hits[head.index] = computed
             if not self._allocate(head, tokens):
                 raise AnalysisError("an admitted request has no blocks", hint="report this as a fault")
             self.running.append(head)
@@ -176,43 +178,62 @@ class _Replica:
             budget -= tokens
         return batch
 
-    def _execute(self, batch: list[tuple[_Sequence, int]], start: float) -> None:
+    def _execute(self, batch: list[tuple[_Sequence, int]]) -> None:
         decodes = [s for s, _ in batch if s.decoding]
         chunks = [(s, n) for s, n in batch if not s.decoding]
         kv = float(sum(s.computed + 1 for s in decodes))
         prefill = sum(n for _, n in chunks)
         pairs = float(sum(r.chunk_pairs(n, s.computed) for s, n in chunks))
-        step = len(self.log)
+        step, model = len(self.log), self.model
         if chunks:
-            seconds = self.model.mixed(len(decodes), kv, prefill, pairs, len(chunks))
-            seconds *= self.model.noise_mixed[step % len(self.model.noise_mixed)]
-            self.energy += self.model.mixed_energy(len(decodes), kv, prefill, pairs, seconds)
+            noise = float(model.noise_mixed[step % len(model.noise_mixed)])
+            device = model.mixed_device(len(decodes), kv, prefill, pairs, len(chunks))
+            host = model.mixed_host(len(decodes) + len(chunks))
+            self.energy += model.mixed_energy(len(decodes), kv, prefill, pairs, 0.0)
         else:
-            seconds = self.model.decode(len(decodes), kv)
-            seconds *= self.model.noise_decode[step % len(self.model.noise_decode)]
-            self.energy += self.model.decode_energy(len(decodes), kv, seconds)
-        self.busy += seconds
-        self.now = start + seconds
+            noise = float(model.noise_decode[step % len(model.noise_decode)])
+            device, host = model.decode_device(len(decodes), kv), model.decode_host(len(decodes))
+            self.energy += model.decode_energy(len(decodes), kv, 0.0)
+        decided = self.pipeline.decide_s
+        seen = self.pipeline.launch(noise * host, noise * device)
+        if self.rules.async_scheduling and seen is not None:
+            self._see_results(seen)
         used = self.pool.blocks - self.pool.free
-        self.log.append((start, seconds, len(decodes), prefill, kv, pairs, len(self.running), len(self.waiting), used))
+        start = max(decided, self.now)
+        counts = (len(self.running), len(self.waiting), used)
+        self.log.append([start, 0.0, len(decodes), prefill, kv, pairs, *counts])
         self._finish(batch)
+        if not self.rules.async_scheduling and seen is not None:
+            self._see_results(seen)
+
+    def _see_results(self, at_s: float) -> None:
+        """The newest step's tokens are out, and its time is known."""
+        row = self.log[-1]
+        row[1] = at_s - row[0]
+        self.now = at_s
+        self.busy += row[1]
+        self.energy += self.model.busy_w * row[1]
+        for sequence in self.unseen:
+            self.tokens[sequence.index].append(at_s)
+        for _ in self.fresh:
+            self._send_next()
+        self.unseen = ()
 
     def _finish(self, batch: list[tuple[_Sequence, int]]) -> None:
-        ended = []
+        ended, got = [], []
         for sequence, tokens in batch:
             sequence.computed += tokens
             if sequence.computed < sequence.tokens:
                 continue
             sequence.generated += 1
             sequence.decoding = True
-            self.tokens[sequence.index].append(self.now)
+            got.append(sequence)
             if sequence.generated == sequence.output:
                 ended.append(sequence)
         for sequence in ended:
             self.running.remove(sequence)
-            self._send_next()
         self.ended += ended
-        self.fresh = frozenset(s.index for s in ended)
+        self.fresh, self.unseen = frozenset(s.index for s in ended), tuple(got)
 
     def _send_next(self) -> None:
         at = self.now + self.load.think_s

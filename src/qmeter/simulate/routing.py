@@ -44,6 +44,7 @@ class Stack(NamedTuple):
     heap_req: I64
     phase: I64
     ended: I64
+    first_req: I64
     chunk_req: I64
     chunk_n: I64
     chunk_at: I64
@@ -75,8 +76,8 @@ class Kinds(NamedTuple):
 @jit
 def _replica(s: Stack, r: int) -> Replica:
     return Replica(
-        s.ints[r], s.floats[r], s.heap_key[r], s.heap_req[r], s.phase[r], s.ended[r], s.chunk_req[r], s.chunk_n[r],
-        s.chunk_at[r],
+        s.ints[r], s.floats[r], s.heap_key[r], s.heap_req[r], s.phase[r], s.ended[r], s.first_req[r], s.chunk_req[r],
+        s.chunk_n[r], s.chunk_at[r],
     )  # fmt: skip
 
 
@@ -107,7 +108,7 @@ def advance_one(s: Stack, k: Kinds, work: Work, start: I64, units: I64, log: Log
         if ints[NWAIT] == 0 and ints[PART] < 0 and ints[HEAPN] > 0:
             n = ints[NDEC]
             step = max(co.c[HOST_S] + co.c[HOST_SEQ_S] * n, co.decode_s[n]) * k.least[kind]
-            s.next_end[r] = rep.floats[NOW] + (rep.heap_key[0] - ints[G] - 1) * step
+            s.next_end[r] = rep.floats[NOW] + (rep.heap_key[0] - ints[G] - 3) * step
     return int(why)
 
 

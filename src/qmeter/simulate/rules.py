@@ -26,7 +26,9 @@ that only the model knows (EOS) costs no extra step.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from qmeter.errors import AnalysisError
 from qmeter.record import EffectiveConfig
@@ -103,8 +105,14 @@ PRESETS: dict[str, Rules] = {"vllm": VLLM_V1, "openvino": CONTINUOUS, "llamacpp"
 """Engine → rules; engines that are not named here take plain continuous batching."""
 
 
-def rules_of(engine: str, effective: EffectiveConfig) -> Rules:
-    """The rules of a deployment from what its engine reported.
+PREFIX_NAMES = ("log.prefix_caching", "cache.enable_prefix_caching", "enable_prefix_caching", "prefix_cache")
+ASYNC_NAMES = ("log.async_scheduling", "async_scheduling")
+CHUNKED_NAMES = ("log.chunked_prefill", "enable_chunked_prefill", "chunked_prefill")
+"""What engines call these properties, the most telling first."""
+
+
+def rules_of(engine: str, effective: EffectiveConfig, options: Mapping[str, Any] | None = None) -> Rules:
+    """The rules of a deployment from what its engine reported; where it is silent, from the options it was given.
 
     Raises:
         AnalysisError: the engine did not report its KV-block count, which is never guessed.
@@ -116,7 +124,9 @@ def rules_of(engine: str, effective: EffectiveConfig) -> Rules:
         )
     base = PRESETS.get(engine, CONTINUOUS)
     said = {k.lower(): v.lower() for k, v in effective.properties.items()}
-    budget, seats = effective.token_budget or base.token_budget, effective.max_sequences or base.max_sequences
+    asked = options or {}
+    budget = effective.token_budget or int(asked.get("token_budget", base.token_budget))
+    seats = effective.max_sequences or int(asked.get("max_sequences", base.max_sequences))
     return replace(
         base,
         kv_blocks=effective.kv_blocks,
@@ -124,16 +134,16 @@ def rules_of(engine: str, effective: EffectiveConfig) -> Rules:
         token_budget=max(budget, seats),
         max_sequences=seats,
         max_model_tokens=effective.max_model_tokens,
-        prefix_cache=_said(said, ("enable_prefix_caching", "prefix_cache"), base.prefix_cache),
-        async_scheduling=_said(said, ("async_scheduling",), base.async_scheduling),
-        chunked_prefill=_said(said, ("enable_chunked_prefill", "chunked_prefill"), base.chunked_prefill),
+        prefix_cache=_said(said, PREFIX_NAMES, base.prefix_cache),
+        async_scheduling=_said(said, ASYNC_NAMES, base.async_scheduling),
+        chunked_prefill=_said(said, CHUNKED_NAMES, base.chunked_prefill),
     )
 
 
 def _said(properties: dict[str, str], names: tuple[str, ...], default: bool) -> bool:
     for name in names:
         if name in properties:
-            return properties[name] in ("true", "1", "yes", "on")
+            return properties[name] in ("true", "1", "yes", "on", "enabled")
     return default
 
 

@@ -16,15 +16,16 @@ I64 = NDArray[np.int64]
 
 # Replica integers.
 AP, WHEAD, NWAIT, STACK, RHEAD, RTAIL, NDEC, PART, PDONE, G, STEPS, FREE, HEAPN = range(13)
-NZ, NZOLD, INFLIGHT, DONE, PREEMPTS, QTAIL, NEXT, RUNS, NC, BLANK, LHEAD, LTAIL = range(13, 25)
-N_INTS = 25
+NZ, NZOLD, INFLIGHT, DONE, PREEMPTS, QTAIL, NEXT, RUNS, NC, BLANK, LHEAD, LTAIL, NFIRST, PDEC = range(13, 27)
+N_INTS = 27
 # Replica floats.
-NOW, DEC, BUSY, ENERGY, KSUM, DOOR = range(6)
-N_FLOATS = 6
+NOW, DEC, BUSY, ENERGY, KSUM, DOOR, DEVICE, PSTART = range(8)
+N_FLOATS = 8
 # Rule integers.
 BUDGET, SEATS, BLOCK, RESERVE, ASYNC, CHUNKED, MIXED, CACHE, UNIT, CLOSED, DETAIL, USABLE = range(12)
 # Model floats.
 KV_S, PAIR_S, CHUNK_S, HOST_S, HOST_SEQ_S, KV_J, PAIR_J, BUSY_W, THINK_S, STOP_S, SPACING_S = range(11)
+HOST_MIXED_S, HOST_MIXED_SEQ_S, TAIL_S = range(11, 14)
 # Log counters and step columns.
 LSEG, LGEN, LSTEP = range(3)
 C_START, C_DUR, C_DEC, C_PRE, C_KV, C_PAIRS, C_RUN, C_WAIT, C_USED = range(9)
@@ -41,6 +42,7 @@ class Replica(NamedTuple):
     heap_req: I64
     phase: I64
     ended: I64
+    first_req: I64
     chunk_req: I64
     chunk_n: I64
     chunk_at: I64
@@ -59,6 +61,7 @@ class Work(NamedTuple):
     generated: I64
     joined: I64
     joined_s: F64
+    segment: I64
     shared_blocks: I64
     shared_units: I64
     first: F64
@@ -115,7 +118,7 @@ def replica(rules: Rules) -> Replica:
         return np.zeros(seats, dtype=np.int64)
 
     phase = np.zeros(rules.block_tokens, dtype=np.int64)
-    return Replica(ints, np.zeros(N_FLOATS), i(), i(), phase, i(), i(), i(), i())
+    return Replica(ints, np.zeros(N_FLOATS), i(), i(), phase, i(), i(), i(), i(), i())
 
 
 def work(load: SimLoad) -> Work:
@@ -135,7 +138,7 @@ def work(load: SimLoad) -> Work:
         first[:] = load.spacing_s * np.arange(len(first))
     return Work(
         arrival, np.ascontiguousarray(load.prompt, dtype=np.int64), np.ascontiguousarray(load.output, dtype=np.int64),
-        links(), links(), links(), links(), zeros(), zeros(), np.zeros(n), zeros(), zeros(),
+        links(), links(), links(), links(), zeros(), zeros(), np.zeros(n), links(), zeros(), zeros(),
         np.full(n, np.nan), np.full(n, np.nan), zeros(), zeros(),
     )  # fmt: skip
 
@@ -173,7 +176,7 @@ def coefficients(rules: Rules, model: StepModel, load: SimLoad | None = None, de
             rules.usable_blocks]  # fmt: skip
     c = [model.kv_s, model.pair_s, model.chunk_s, model.host_s, model.host_seq_s, model.kv_j, model.pair_j,
          model.busy_w, load.think_s if load else 0.0, load.stop_s if load else np.inf,
-         load.spacing_s if load else 0.0]  # fmt: skip
+         load.spacing_s if load else 0.0, model.host_mixed_s, model.host_mixed_seq_s, model.tail_s]  # fmt: skip
     return Coefficients(
         np.array(rule, dtype=np.int64), np.array(c, dtype=np.float64),
         _table(model.decode_s, rules.max_sequences), _table(model.mixed_s, rules.token_budget),

@@ -1,16 +1,19 @@
 """How long one scheduler step takes and what energy it costs, as a function of its batch.
 
-    t = max(host_s + host_seq_s * sequences,  table(batch) + kv_s * KV + pair_s * pairs + chunk_s * chunks)
+    device = table(batch) + kv_s * KV + pair_s * pairs + chunk_s * chunks
+    host   = host_s + host_seq_s * sequences            (host_mixed_... for a step with prefill)
 
 ``table`` is piecewise linear and non-decreasing: over the number of sequences for a decode step (its kinks are the
 kernel switches and CUDA-graph sizes that the data shows), over all tokens for a step with prefill. KV is the number of
-cache tokens that the decodes read, pairs the query-key pairs of the prefill chunks. Energy has the same form, without
-the floor, plus ``busy_w * t``. All coefficients are non-negative, so time and energy never fall when work is added.
+cache tokens that the decodes read, pairs the query-key pairs of the prefill chunks. The host prepares and launches a
+step, the device computes it. A step that is decided when the one before it has ended lasts max(device, host + tail_s).
+A step decided while another runs (asynchronous scheduling) is launched at once, and the results of the other are seen
+only when that is done: see :class:`Pipeline`. Energy has the form of the device's time, without the host, plus
+``busy_w`` a second. All coefficients are non-negative, so time and energy never fall when work is added.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -35,7 +38,9 @@ class StepModel:
         kv_s: seconds a KV token read by a decode.
         pair_s: seconds a query-key pair of a prefill chunk.
         chunk_s: seconds a prefill chunk.
-        host_s, host_seq_s: the host's own time a step, and a sequence: the step's floor.
+        host_s, host_seq_s: the host's time to launch a decode step, and a sequence of it.
+        host_mixed_s, host_mixed_seq_s: the same for a step with prefill (no CUDA graph: launched kernel by kernel).
+        tail_s: what the device still has to do when the host has launched all of a step; at most ``host_s``.
         decode_j, mixed_j, kv_j, pair_j: energy in the same form; ``busy_w``: power while a step runs.
         idle_w: power with nothing to run.
         input_s, output_s: from the send to the scheduler, and from a step's end to the client.
@@ -50,6 +55,9 @@ class StepModel:
     chunk_s: float = 0.0
     host_s: float = 0.0
     host_seq_s: float = 0.0
+    host_mixed_s: float = 0.0
+    host_mixed_seq_s: float = 0.0
+    tail_s: float = 0.0
     decode_j: F64 = field(default_factory=lambda: np.zeros(1))
     mixed_j: F64 = field(default_factory=lambda: np.zeros(1))
     kv_j: float = 0.0
@@ -63,15 +71,30 @@ class StepModel:
     noise_mixed: F64 = field(default_factory=_one)
 
     def decode(self, sequences: int, kv_tokens: float) -> float:
-        """Seconds of a decode step of ``sequences`` sequences that read ``kv_tokens`` tokens."""
-        floor = self.host_s + self.host_seq_s * sequences
-        return max(floor, at(self.decode_s, sequences) + self.kv_s * kv_tokens)
+        """Seconds of a decode step of ``sequences`` sequences that read ``kv_tokens`` tokens, alone or in a run."""
+        return max(self.decode_device(sequences, kv_tokens), self.decode_host(sequences))
+
+    def decode_device(self, sequences: int, kv_tokens: float) -> float:
+        """The device's seconds of a decode step."""
+        return at(self.decode_s, sequences) + self.kv_s * kv_tokens
+
+    def decode_host(self, sequences: int) -> float:
+        """The host's seconds of a decode step."""
+        return self.host_s + self.host_seq_s * sequences
 
     def mixed(self, sequences: int, kv_tokens: float, prefill: int, pairs: float, chunks: int) -> float:
         """Seconds of a step with ``prefill`` prompt tokens in ``chunks`` chunks beside ``sequences`` decodes."""
-        floor = self.host_s + self.host_seq_s * (sequences + chunks)
-        work = at(self.mixed_s, sequences + prefill) + self.kv_s * kv_tokens
-        return max(floor, work + self.pair_s * pairs + self.chunk_s * chunks)
+        device = self.mixed_device(sequences, kv_tokens, prefill, pairs, chunks)
+        return max(device, self.mixed_host(sequences + chunks))
+
+    def mixed_device(self, sequences: int, kv_tokens: float, prefill: int, pairs: float, chunks: int) -> float:
+        """The device's seconds of a step with prefill."""
+        tokens = at(self.mixed_s, sequences + prefill) + self.kv_s * kv_tokens
+        return tokens + self.pair_s * pairs + self.chunk_s * chunks
+
+    def mixed_host(self, sequences: int) -> float:
+        """The host's seconds of a step with prefill over ``sequences`` sequences."""
+        return self.host_mixed_s + self.host_mixed_seq_s * sequences
 
     def decode_energy(self, sequences: int, kv_tokens: float, seconds: float) -> float:
         """Joules of a decode step that took ``seconds``."""
@@ -88,28 +111,52 @@ def at(table: F64, index: int) -> float:
     return float(table[min(index, len(table) - 1)])
 
 
-def decode_run(model: StepModel, sequences: int, kv_tokens: float, steps: int) -> float:
-    """Seconds of ``steps`` decode steps of an unchanged batch, in closed form.
+@dataclass
+class Pipeline:
+    """When steps end: host and device in turn, or with asynchronous scheduling overlapped.
 
-    Each step reads ``sequences`` more KV tokens than the one before, so a run is an arithmetic series; where the host's
-    floor holds at first, it ends at one step, found by division.
+    With d the time of the decision, H and D the host's and the device's seconds of step k, and g the device's end:
+
+        launched(k) = d(k) + H(k)                              the host launches step k right after it was decided
+        g(k) = max(max(g(k-1), d(k)) + D(k), launched(k) + tail)
+        r(k-1) = max(launched(k), g(k-1))                      the results of k-1 are seen only then
+        d(k+1) = r(k-1), or launched(k) where nothing ran before
+
+    Attributes:
+        asynchronous: a step is decided while the one before it runs.
+        tail_s: see :class:`StepModel`.
+        decide_s: when the next step is decided.
+        device_s: when the device has done the newest step.
+        running: a step was launched whose results were not seen yet.
     """
-    floor = model.host_s + model.host_seq_s * sequences
-    first = at(model.decode_s, sequences) + model.kv_s * kv_tokens
-    slope = model.kv_s * sequences
-    under = floor_steps(floor, first, slope, steps)
-    over = steps - under
-    head = first + slope * under
-    return floor * under + head * over + slope * over * (over - 1) / 2
 
+    asynchronous: bool
+    tail_s: float
+    decide_s: float = 0.0
+    device_s: float = 0.0
+    running: bool = False
 
-def floor_steps(floor: float, first: float, slope: float, steps: int) -> int:
-    """Of ``steps`` steps that take first, first + slope, …: how many are below ``floor``."""
-    if first >= floor:
-        return 0
-    if floor - first > slope * steps:
-        return steps
-    return min(steps, math.ceil((floor - first) / slope))
+    def launch(self, host: float, device: float) -> float | None:
+        """Launch a step. Returns when the results of the step before it are seen; ``None``: none was running.
+
+        In the synchronous case: when the results of this very step are seen.
+        """
+        decided = self.decide_s
+        launched = decided + host
+        seen = max(launched, self.device_s) if self.running else None
+        self.device_s = max(max(self.device_s, decided) + device, launched + self.tail_s)
+        if not self.asynchronous:
+            self.decide_s = self.device_s
+            return self.device_s
+        self.decide_s = launched if seen is None else seen
+        self.running = True
+        return seen
+
+    def drain(self) -> float:
+        """Wait for the running step; returns when its results are seen, which is when the next can be decided."""
+        self.running = False
+        self.decide_s = self.device_s
+        return self.device_s
 
 
 def piecewise(knots: F64, values: F64, length: int) -> F64:
