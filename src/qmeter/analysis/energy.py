@@ -138,20 +138,32 @@ def device_energy(name: str, series: Series, info: Sequence[SeriesInfo], window:
         message = f"{key} stepped back {read.mended} times (wrap or reset); bridged with the mean power"
         warnings.append(Reason(kind="energy_counter_reset", stage="analyse", message=message))
     if not isinstance(integral, str) and energy > 0 and abs(integral / energy - 1) > CROSS_CHECK:
-        warnings.append(_disagreement(name, energy, integral))
+        warnings.append(_disagreement(name, energy, integral, _reading_noise(*series[power_key], window)))
     why = f"bound from the counter's refresh period of {read.refresh_s * 1000:.0f} ms"
     quantity = Quantity.of(energy, "J", low=max(0.0, energy - bound), high=energy + bound, why=why)
     return DeviceEnergy(name, quantity, bound, read, tuple(warnings))
 
 
-def _disagreement(name: str, energy: float, integral: float) -> Reason:
+def _disagreement(name: str, energy: float, integral: float, noise: float) -> Reason:
+    off = integral / energy - 1
+    chance = "which the spread of the power readings explains" if abs(off) <= 2 * noise else "beyond their spread"
     return Reason(
         kind="energy_cross_check",
         stage="analyse",
-        message=f"{name}: integrated power gives {integral / energy - 1:+.1%} against the energy counter "
-        f"({integral:.4g} J, {energy:.4g} J); they must agree within {CROSS_CHECK:.0%}",
-        hint="sample power more often, lengthen the window, or look for another job on the device",
+        message=f"{name}: integrated power gives {off:+.1%} against the energy counter "
+        f"({integral:.4g} J, {energy:.4g} J), {chance} (standard error {noise:.1%}); "
+        f"they must agree within {CROSS_CHECK:.0%}",
+        hint="lengthen the window (reading power faster than the driver refreshes it tells no more), "
+        "or look for another job on the device",
     )
+
+
+def _reading_noise(t_s: F64, power_w: F64, window: Window) -> float:
+    """Relative standard error of a mean of readings drawn by chance, repeated readings counted once."""
+    inside = power_w[(t_s > window.start_s) & (t_s < window.end_s)]
+    fresh = inside[np.concatenate([[True], np.diff(inside) != 0])] if len(inside) else inside
+    mean = float(fresh.mean()) if len(fresh) else 0.0
+    return float(fresh.std(ddof=1) / math.sqrt(len(fresh))) / mean if len(fresh) > 1 and mean > 0 else 0.0
 
 
 def _power_curve(t_s: F64, power_w: F64) -> Counter:

@@ -69,6 +69,17 @@ def _log(alt: Any, values: Sequence[float]) -> tuple[Any, list[float]]:
     return alt.Scale(type="log", domain=[low, high], nice=False), ticks
 
 
+REACH = 1.8
+"""How far beyond the highest value (on log axes: the lowest too) a curve's intervals may stretch its axis."""
+
+
+def reach(rows: Sequence[Row], limit: float | None = None) -> tuple[float, float]:
+    """Where an axis of curves ends: with the intervals, unless a wide one (two repeats) would flatten every curve."""
+    values = [r["y"] for r in rows] + ([limit] if limit else [])
+    low = max(min(r["y_low"] for r in rows), min(values) / REACH)
+    return low, min(max([r["y_high"] for r in rows] + values), max(values) * REACH)
+
+
 PLACES = {"ru": ("left", 9, -8), "rd": ("left", 9, 14), "lu": ("right", -9, -8), "ld": ("right", -9, 14)}
 """Where a point's name may stand: alignment and offsets in pixels."""
 
@@ -178,9 +189,10 @@ def lines(
         floor = min((r["y"] for r in rows if r["y"] > 0), default=1e-3) / 1.5
         rows = [r | {k: max(r[k], floor) for k in ("y", "y_low")} for r in rows]
     alt, chart, colour, shape, shown = _base(rows, styles)
-    scale, ticks = alt.Scale(zero=True, nice=True), None
+    low, high = reach(rows, limit)
+    scale, ticks = alt.Scale(zero=True, nice=True, domainMax=high) if high > 0 else alt.Scale(zero=True), None
     if log_y:
-        scale, ticks = _log(alt, [r[k] for r in rows for k in ("y", "y_low", "y_high")] + ([limit] if limit else []))
+        scale, ticks = _log(alt, [low, high, *(r["y"] for r in rows)] + ([limit] if limit else []))
     loads = sorted({float(r["x"]) for r in rows})
     x_ticks = (
         alt.Axis(values=loads, labelExpr="format(datum.value, '~r')") if len(loads) <= 8 else alt.Axis(tickCount=6)
@@ -189,7 +201,7 @@ def lines(
     x_axis = alt.X("x:Q", title=x, scale=alt.Scale(zero=False, nice=False, padding=14), axis=x_ticks)
     y_axis = alt.Y("y:Q", title=y, scale=scale, axis=y_ticks)
     line = chart.mark_line(strokeWidth=1.8).encode(x=x_axis, y=y_axis, color=colour, opacity=shown, detail="method:N")
-    bars = chart.mark_rule(strokeWidth=1.4).encode(
+    bars = chart.mark_rule(strokeWidth=1.4, clip=True).encode(
         x=x_axis, y=alt.Y("y_low:Q", title=y, scale=scale), y2="y_high:Q", color=colour, opacity=shown
     )
     dots = chart.mark_point(size=70, strokeWidth=1.8).encode(

@@ -128,15 +128,18 @@ def load_charts(
         if not rows:
             continue
         limit = getattr(r.slo, limit_of, None) if r.slo and limit_of else None
-        caption = f"Some points are unknown (see every load point): {', '.join(unknown)}." if unknown else ""
+        notes = [f"Some points are unknown (see every load point): {', '.join(unknown)}."] if unknown else []
+        alone = len({row["x"] for row in rows}) == 1
+        if not alone and any(row["y_high"] > charts.reach(rows)[1] for row in rows):
+            notes.append("Intervals wider than the picture are cut at its edge; the tables have them in full.")
         unit = points[0].load.unit
         load = {"1/s": "Requests due, req/s", "concurrent": "Requests in flight"}.get(unit, unit)
         out.append(
             Chart(
                 name=slug(f"{name}-{r.model}-{r.family}"),
                 title=title,
-                caption=caption,
-                spec=charts.lines(
+                caption=" ".join(notes),
+                spec=_at_one_load(rows, styles, axis, limit, factor) if alone else charts.lines(
                     rows, styles, load, axis, log_y=log, limit=None if limit is None else limit * factor,
                     diagonal=name == "goodput_hz" and unit == "1/s",
                 ),
@@ -145,6 +148,13 @@ def load_charts(
             )
         )  # fmt: skip
     return out
+
+
+def _at_one_load(rows: Sequence[Row], styles: Sequence[Style], axis: str, limit: float | None, factor: float) -> Row:
+    """A row a method instead of curves, where there is only one load."""
+    turned = [r | {"x": r["y"], "x_low": r["y_low"], "x_high": r["y_high"]} for r in rows]
+    where = rows[0]["load"]
+    return charts.dots(turned, styles, f"{axis} at {where}", mark=None if limit is None else limit * factor)
 
 
 def _curve_row(p: Point, name: str, factor: float) -> Row:

@@ -48,8 +48,10 @@ def advice(r: Recommendation, pareto: ParetoSet | None = None) -> Advice:
     if r.choice is None or r.choice.point is None:
         return _no_choice(r)
     label = r.choice.deployment.key.label
+    untold = [c for c in r.candidates if c is not r.choice and c.quality is QualityVerdict.UNKNOWN]
+    only = r.choice.quality is QualityVerdict.REFERENCE and len(untold) == len(r.candidates) - 1 and bool(untold)
     return Advice(
-        headline=f"Serve {r.model} with {label}",
+        headline=f"Serve {r.model} with {label}" + (", until other methods' quality is known" if only else ""),
         method=label,
         why=tuple(filter(None, [_performance(r), _quality(r), _cost(r.choice)])),
         sure=_sure(r),

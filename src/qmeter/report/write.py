@@ -10,7 +10,7 @@ from qmeter.analysis.points import Deployment
 from qmeter.analysis.recommend import Recommendation
 from qmeter.analysis.summary import StudySummary, summarise
 from qmeter.record import Record
-from qmeter.report import evidence, pictures
+from qmeter.report import evidence, hardware, pictures
 from qmeter.report.charts import Chart, altair
 from qmeter.report.context import page_parts
 from qmeter.report.export import write_csv, write_pictures, write_quantities
@@ -48,6 +48,7 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     looks = styles(*pictures.all_labels(summary))
     charts, itl_note = _charts(summary, made, looks, results, records)
     tables = evidence.all_tables(summary, records)
+    tables |= hardware.hardware_tables(summary, results, records, results.folder)
     parts = page_parts(study, summary, records, made, notes, tables) | {"itl_note": itl_note}
     out.mkdir(parents=True, exist_ok=True)
     page = out / "report.html"
@@ -91,12 +92,11 @@ def _charts(
 
 def _named(chart: Chart, made: Sequence[GroupView]) -> Chart:
     """The chart, its title naming the model and workload it is of: several groups share a section."""
-    for g in sorted(made, key=lambda g: -len(g.family)):
-        model, family = pictures.slug(g.model), pictures.slug(g.family)
-        if model in chart.name:
-            where = f"{g.model}, {g.family}" if family in chart.name else g.model
-            return replace(chart, title=f"{chart.title} · {where}")
-    return chart
+    mine = [g for g in made if pictures.slug(g.model) in chart.name]
+    exact = [g for g in mine if pictures.slug(g.family) in chart.name]
+    for g in sorted(exact, key=lambda g: -len(g.family)):
+        return replace(chart, title=f"{chart.title} · {g.model}, {g.family}")
+    return replace(chart, title=f"{chart.title} · {mine[0].model}") if mine else chart
 
 
 def _itl(
@@ -108,7 +108,8 @@ def _itl(
     if common is None:
         return None, ""
     by_id = {record.cell_id: record for record in records}
-    found, missing = {}, []
+    found: dict[str, list[float]] = {}
+    missing = []
     for d in deployments:
         point = next((p for p in d.points if p.family == r.family and p.workload == common.workload), None)
         if point is None:
@@ -120,4 +121,6 @@ def _itl(
         else:
             found[d.key.label] = values
     note = f"No distribution (too few token times, or not kept) for: {', '.join(missing)}." if missing else ""
+    if missing and not found and isinstance(results, Profile):
+        note = "A profile keeps no token times: the distribution of gaps is in the study's own report."
     return pictures.itl_chart(found, looks, common.workload, f"{r.model}-{r.family}"), note
