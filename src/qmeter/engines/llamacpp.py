@@ -93,7 +93,9 @@ class LlamaCppEngine:
         program = _program(ref)
         argv = [
             program, *_log_args(program), "--model", str(artifact.path), "--alias", deployment.model.name,
-            "--host", "127.0.0.1", "--port", str(port), "--metrics", "--no-webui", *flags.args,
+            "--host", "127.0.0.1", "--port", str(port), "--metrics", "--no-webui",
+            # A thread belongs to each open connection, idle ones too: with fewer, a request waits up to 5 s for one.
+            "--threads-http", "512", *flags.args,
             *_cache_args(deployment, flags.kv), *_device_args(deployment.device, deployment.parallelism),
             *_knob_args(ref.options), *ref.args,
         ]  # fmt: skip
