@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -14,11 +15,13 @@ import pytest
 
 import qmeter.sources
 from qmeter.engines.table import ENGINES
-from qmeter.record import CellStatus, Record
+from qmeter.errors import EngineError, StoreError
+from qmeter.record import CellStatus, Record, Steps
 from qmeter.spec.study import Study, expand
 from qmeter.store import StudyStore
 from qmeter.study.events import CellEnded, Event, StageStarted
 from qmeter.study.runner import run_study
+from qmeter.testing.fake_engine import FakeEngine
 
 sys.path.insert(0, str(Path(__file__).parent))
 import fake_study as fakes
@@ -99,6 +102,64 @@ def test_an_engine_that_crashes_under_load_is_started_again_once(tmp_path: Path)
     assert [r.reasons[0].kind for r in records[2:]] == ["EngineCrashed"] * 2
     launches = [e for e in events if isinstance(e, StageStarted) and e.stage == "launch"]
     assert len(launches) == 3
+
+
+def one_method() -> Study:
+    study = fakes.fake_study()
+    return study.model_copy(update={"methods": ("f16",)})
+
+
+def test_what_was_seen_of_a_crashed_engine_is_kept_even_if_its_log_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(launch: object, origin_s: float) -> Steps:
+        raise EngineError("cannot read the iteration log: connection refused")
+
+    mapping = FakeEngine().metrics_map()
+    monkeypatch.setattr(FakeEngine, "metrics_map", lambda self: replace(mapping, steps=gone))
+    store, events = run(tmp_path / "s", fakes.fake_study("fault: crash, crash_after: 30, fault_method: w8a16"))
+    fine, crashed = store.records()[:2], store.records()[2:]
+    assert all(measured(r) for r in fine)
+    assert all("no_steps" in [w.kind for w in r.warnings] for r in fine)
+    assert [r.reasons[0].kind for r in crashed] == ["EngineCrashed"] * 2
+    assert sum(isinstance(e, StageStarted) and e.stage == "launch" for e in events) == 3
+    assert crashed[0].files and crashed[0].proof and crashed[0].clock
+    assert len(store.tables(crashed[0]).requests)
+
+
+def test_a_fault_while_scoring_costs_the_quality_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recording = tmp_path / "gpu.csv"
+    recording.write_text("series,t_s,value\n" + "".join(f"gpu0.power_w,{i / 10},100\n" for i in range(20)))
+    monkeypatch.setattr("qmeter.study.deployment.measure_fidelity", lambda *_: 1 / 0)
+    study = one_method()
+    study = study.model_copy(update={"telemetry": study.telemetry.model_copy(update={"replay": str(recording)})})
+    store, _ = run(tmp_path / "s", study)
+    for record in store.records():
+        assert measured(record)
+        assert "ZeroDivisionError" in (record.quality["ppl_ratio"].why or "")
+        assert {"Unexpected.ZeroDivisionError", "replayed_telemetry"} <= {w.kind for w in record.warnings}
+        assert record.energy["power_mean_w"].value == pytest.approx(100.0), "the recording is played back"
+    assert "ZeroDivisionError" in next(store.folder.glob("deployments/*/errors.log")).read_text()
+
+
+def test_a_record_that_cannot_be_kept_ends_the_study_and_resume_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, calls = StudyStore.append, []
+
+    def full_disk_once(self: StudyStore, record: Record) -> None:
+        calls.append(record)
+        if len(calls) == 2:
+            raise StoreError("cannot write: no space left on device", hint="free disk space")
+        append(self, record)
+
+    monkeypatch.setattr(StudyStore, "append", full_disk_once)
+    study = one_method()
+    with pytest.raises(StoreError, match="no space"):
+        run(tmp_path / "s", study)
+    assert len(StudyStore(tmp_path / "s").records()) == 1 and not engines_alive()
+    store, _ = run(tmp_path / "s", study)
+    assert len(calls) == 3 and all(measured(r) for r in store.records())
 
 
 def test_a_finished_study_is_not_measured_again_and_failures_only_on_request(tmp_path: Path) -> None:

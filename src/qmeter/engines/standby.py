@@ -100,6 +100,11 @@ def take(launch: Launch) -> Waiting | None:
     return found
 
 
+def is_waiting() -> bool:
+    """Whether a program started ahead waits, or will once its imports are done."""
+    return bool(_waiting)
+
+
 def settle(limit_s: float = 60.0) -> None:
     """Wait until the program started ahead only waits: its imports must not run beside a measurement."""
     deadline, quiet = time.monotonic() + limit_s, 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from enum import StrEnum
 from importlib.util import find_spec
 
 from qmeter.engines.base import Engine
@@ -21,19 +22,34 @@ ENGINES: Registry[Engine] = Registry(
 )
 
 
+class Gpus(StrEnum):
+    """Which of the visible GPUs a deployment runs on, and so whose energy is its own."""
+
+    NONE = "none"
+    AS_MANY_AS_ASKED = "the first ones, by its parallelism"
+    ALL = "all"
+
+
 @dataclass(frozen=True)
 class Requirement:
-    """What an engine needs of this host: one of ``packages`` or ``programs``, or nothing where both are empty."""
+    """What an engine needs of this host: one of ``packages`` or ``programs``, or nothing where both are empty.
+
+    ``gpus``: the GPUs it runs on; all where it does not say (an attached server, an engine that spreads by itself).
+    """
 
     title: str
     packages: tuple[str, ...] = ()
     programs: tuple[str, ...] = ()
     advice: str = ""
+    gpus: Gpus = Gpus.ALL
 
 
 REQUIREMENTS: dict[str, Requirement] = {
     "openvino": Requirement(
-        "OpenVINO GenAI, embedded (CPU)", packages=("openvino_genai",), advice="pip install 'qmeter[openvino]'"
+        "OpenVINO GenAI, embedded (CPU)",
+        packages=("openvino_genai",),
+        advice="pip install 'qmeter[openvino]'",
+        gpus=Gpus.NONE,
     ),
     "llamacpp": Requirement(
         "llama.cpp's llama-server",
@@ -45,6 +61,7 @@ REQUIREMENTS: dict[str, Requirement] = {
         packages=("vllm",),
         programs=("vllm",),
         advice="pip install vllm on a GPU host, or name its program in engines[].binary",
+        gpus=Gpus.AS_MANY_AS_ASKED,
     ),
     "endpoint": Requirement("any OpenAI-compatible server, attached to by engines[].url"),
 }
@@ -77,6 +94,13 @@ def availability(name: str) -> Availability:
         return Availability(name, need.title, True, found, None, None)
     missing = [f"the Python package {p}" for p in need.packages] + [f"the program {p} on PATH" for p in need.programs]
     return Availability(name, need.title, False, None, f"this host lacks {' or '.join(missing)}", need.advice)
+
+
+def gpus_of(name: str, devices: int) -> int | None:
+    """How many of the visible GPUs, from the first, a deployment on ``devices`` devices runs on; ``None``: all."""
+    need = REQUIREMENTS.get(name)
+    counts = {Gpus.NONE: 0, Gpus.AS_MANY_AS_ASKED: devices, Gpus.ALL: None}
+    return counts[need.gpus if need else Gpus.ALL]
 
 
 def _found(need: Requirement) -> str | None:

@@ -12,12 +12,13 @@ import numpy as np
 from qmeter.analysis.cell import analyse
 from qmeter.engines.base import Launch, MetricsMap
 from qmeter.engines.server import RunningServer
-from qmeter.errors import EngineError, LoadError
+from qmeter.errors import EngineError, LoadError, QMeterError
 from qmeter.load import LoadResult, Target, drive
 from qmeter.record import (
     CellStatus,
     CellTables,
     Clock,
+    Reason,
     Record,
     RecordKind,
     Requests,
@@ -29,10 +30,15 @@ from qmeter.record import (
 )
 from qmeter.spec.study import Cell
 from qmeter.spec.workload import ClosedArrivals, FixedLength, SyntheticPrompts, WorkloadSpec
+from qmeter.study.attribution import own_readings
 from qmeter.study.context import DeploymentContext
 from qmeter.telemetry.base import Sampler
+from qmeter.telemetry.prometheus import EngineSampler
 from qmeter.telemetry.recorder import Recorder
 from qmeter.workload import Schedule, Vocabulary, build
+
+DRAINED_S, DRAINED_POLL_S = 10.0, 0.1
+"""How long an engine may take to let go of what an earlier cell's clients gave up. Units: s."""
 
 Table = TypeVar("Table", Requests, Tokens, Telemetry)
 
@@ -73,7 +79,7 @@ def warm_up(bench: Bench, cell: Cell) -> None:
             "window": 1.0,
         }
     )
-    schedule = replace(_schedule(bench, workload.model_copy(update={"prompts": SyntheticPrompts()}), seed=0))
+    schedule = _schedule(bench, workload.model_copy(update={"prompts": SyntheticPrompts()}), seed=0)
     drive(
         replace(schedule, requests=schedule.requests[:8], send_s=schedule.send_s[:8]),
         bench.target(workload),
@@ -85,19 +91,29 @@ def warm_up(bench: Bench, cell: Cell) -> None:
 def measure_cell(bench: Bench, cell: Cell) -> Record:
     """Drive the cell's load, sample while it runs, write its tables, and make its record.
 
-    Raises:
-        EngineCrashed: the server ended meanwhile; the tables of what was seen are written all the same.
-        LoadError: no request could be completed.
+    Where the engine ended, or no request was completed, the record is a failure with all that was seen.
     """
     context, workload = bench.context, cell.workload
     schedule = _schedule(bench, workload, cell.seed)
-    expected_s = workload.warmup + workload.window
-    with context.stage("load", cell.label, expected_s):
+    warnings = [] if (busy := _left_over(bench)) is None else [busy]
+    with context.stage("load", cell.label, workload.warmup + workload.window):
         result, tables, series, clock = _run_load(bench, cell, schedule)
     with context.stage("analyse", cell.label):
-        files = context.store.write_tables(cell.id, tables)
-        bench.server.check_alive("load")
-        _require_completions(tables)
+        steps, missing = _steps(bench.mapping, bench.server.launch, clock.origin_monotonic_s)
+        warnings += missing
+        tables = replace(tables, steps=steps)
+        seen = {
+            "clock": clock,
+            "proof": result.proof,
+            "series": series,
+            "files": context.store.write_tables(cell.id, tables),
+        }
+        try:
+            bench.server.check_alive("load")
+            _require_completions(tables)
+        except QMeterError as error:
+            error.stage = error.stage or "load"
+            return context.failure(cell, error, warnings=tuple(warnings), **seen)
         found = analyse(tables, workload, series, idle_power=context.idle_power, seed=cell.seed)
         quality = dict(context.quality)
         if workload.prompts.kind == "tasks":
@@ -109,35 +125,54 @@ def measure_cell(bench: Bench, cell: Cell) -> Record:
         RecordKind.MEASURED,
         CellStatus.INVALID if result.proof.failures else CellStatus.OK,
         reasons=result.proof.failures,
-        warnings=tuple(found.warnings),
-        clock=clock,
+        warnings=(*warnings, *found.warnings),
         window=found.window,
-        proof=result.proof,
         metrics=found.metrics,
         energy=found.energy,
         quality=quality,
-        series=series,
-        files=files,
+        **seen,
+    )
+
+
+def _left_over(bench: Bench) -> Reason | None:
+    """Wait until the engine has nothing left of what came before; what remains after :data:`DRAINED_S` is said."""
+    reader, deadline_s = EngineSampler(bench.server.launch, bench.mapping), time.monotonic() + DRAINED_S
+    try:
+        while True:
+            values = reader.read()
+            left = int(values.get("engine.running", 0.0) + values.get("engine.waiting", 0.0))
+            if not left:
+                return None
+            if time.monotonic() > deadline_s:
+                break
+            time.sleep(DRAINED_POLL_S)
+    finally:
+        reader.close()
+    return Reason(
+        kind="engine_busy",
+        stage="load",
+        message=f"{left} requests from before were still in the engine when the load began",
+        hint="lengthen the drain, or lower the load of the cell before",
     )
 
 
 def _run_load(
     bench: Bench, cell: Cell, schedule: Schedule
 ) -> tuple[LoadResult, CellTables, tuple[SeriesInfo, ...], Clock]:
+    """Everything but the iteration log, times counted from the start of the load."""
     origin_s = time.monotonic()
     recorder = Recorder(bench.samplers, cell.telemetry.rate_hz, origin_s)
     recorder.start()
     try:
         result = drive(schedule, bench.target(cell.workload), origin_monotonic_s=origin_s, client=cell.client)
     finally:
-        telemetry, series = recorder.stop()
+        recorded = recorder.stop()
+    telemetry, series = own_readings(cell.deployment, bench.server.launch, *recorded)
     begin_s = result.start_s
-    steps = _steps(bench.mapping, bench.server.launch, origin_s + begin_s)
     tables = CellTables(
         requests=_moved(result.requests, -begin_s, "intended_s", "sent_s", "first_token_s", "last_token_s", "end_s"),
         tokens=_moved(result.tokens, -begin_s, "t_s"),
         telemetry=_moved(telemetry, -begin_s, "t_s"),
-        steps=steps,
     )
     clock = Clock(
         origin_monotonic_s=origin_s + begin_s, origin_unix_s=time.time() - time.monotonic() + origin_s + begin_s
@@ -145,13 +180,20 @@ def _run_load(
     return result, tables, series, clock
 
 
-def _steps(mapping: MetricsMap, launch: Launch, origin_s: float) -> Steps:
+def _steps(mapping: MetricsMap, launch: Launch, origin_s: float) -> tuple[Steps, list[Reason]]:
+    """The iteration log; one that cannot be read is a warning, the cell's own numbers do not need it."""
     if mapping.steps is None:
-        return Steps.empty()  # type: ignore[no-any-return]
-    found = mapping.steps(launch, origin_s)
-    if not isinstance(found, Steps):
-        raise EngineError("the engine's iteration log is not a Steps table", stage="load")
-    return found
+        return Steps.empty(), []
+    try:
+        found = mapping.steps(launch, origin_s)
+        if not isinstance(found, Steps):
+            raise EngineError("it is not a Steps table", hint="correct the engine's adapter")
+    except EngineError as error:
+        hint = error.hint or "see the server's log"
+        return Steps.empty(), [
+            Reason(kind="no_steps", stage="load", message=f"no iteration log: {error.message}", hint=hint)
+        ]
+    return found, []
 
 
 def _moved(table: Table, by_s: float, *columns: str) -> Table:

@@ -14,6 +14,7 @@ from qmeter.engines.base import Artifact, Launch
 from qmeter.errors import QMeterError
 from qmeter.record import (
     CellStatus,
+    Clock,
     EffectiveConfig,
     Provenance,
     Quantity,
@@ -51,6 +52,12 @@ class DeploymentContext:
     warnings: list[Reason] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
     totals: dict[str, float] = field(default_factory=dict)
+    began_unix_s: float = field(default_factory=time.time)
+
+    def warn(self, reason: Reason) -> None:
+        """Note a warning for every record that follows, once."""
+        if reason not in self.warnings:
+            self.warnings.append(reason)
 
     @contextmanager
     def stage(self, name: str, label: str | None = None, expected_s: float | None = None) -> Iterator[None]:
@@ -72,6 +79,7 @@ class DeploymentContext:
         parts.setdefault("timings", dict(self.timings))
         parts.setdefault("quality", dict(self.quality))
         parts["warnings"] = (*self.warnings, *parts.get("warnings", ()))
+        clock: Clock | None = parts.get("clock")
         return Record(
             kind=kind,
             study=self.study_name,
@@ -81,7 +89,7 @@ class DeploymentContext:
             cell=cell.model_dump(mode="json"),
             effective=self.effective,
             verification=self.verification,
-            provenance=self._provenance(cell),
+            provenance=self._provenance(cell, clock.origin_unix_s if clock else self.began_unix_s),
             **parts,
         )
 
@@ -89,7 +97,7 @@ class DeploymentContext:
         """The record of a cell that ended in ``error``."""
         return self.record(cell, RecordKind.MEASURED, CellStatus.FAILED, reasons=(reason_of(error),), **parts)
 
-    def _provenance(self, cell: Cell) -> Provenance:
+    def _provenance(self, cell: Cell, started_unix_s: float) -> Provenance:
         model: dict[str, Any] = {"source": self.deployment.model.source}
         hashes = {"cell": cell.id, "deployment": cell.deployment.id}
         if self.artifact:
@@ -100,7 +108,7 @@ class DeploymentContext:
         return Provenance(
             qmeter_version=qmeter.__version__,
             git_commit=provenance.git_commit(),
-            started_unix_s=time.time(),
+            started_unix_s=started_unix_s,
             host=provenance.host(),
             versions=provenance.versions(),
             engine_command=self.launch.argv if self.launch else None,

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-
 from qmeter import catalog, sources
+from qmeter.engines import standby
 from qmeter.engines.base import Engine, Launch
 from qmeter.engines.server import RunningServer, serve
 from qmeter.engines.table import ENGINES
 from qmeter.engines.verify import verify
-from qmeter.errors import EngineCrashed, MethodNotApplied, QMeterError
+from qmeter.errors import MethodNotApplied, QMeterError, StoreError
 from qmeter.record import Quantity, Reason, Record
 from qmeter.spec.study import Cell, Study
 from qmeter.store import StudyStore, write_atomic
+from qmeter.study.attribution import mean_power, own_readings, with_power
 from qmeter.study.cell import Bench, measure_cell, warm_up
-from qmeter.study.context import DeploymentContext
+from qmeter.study.context import DeploymentContext, reason_of
+from qmeter.study.continuity import require_same_model
 from qmeter.study.events import CellEnded, Listener
 from qmeter.study.fidelity import measure_fidelity
 from qmeter.telemetry.base import Sampler
@@ -32,8 +34,8 @@ from qmeter.workload import Vocabulary
 
 IDLE_S = 3.0
 """Length of the idle-power baseline before each deployment, where the host has a power counter. Units: s."""
-WORK = ("source", "idle", "launch", "warmup", "quality", "load")
-"""Stages that are the deployment's own work; the rest is the harness's overhead."""
+WORK = ("source", "idle", "launch", "warmup", "quality", "settle", "load")
+"""Stages that are a deployment's own work (``settle``: the next one's imports); the rest is the harness's overhead."""
 MOST_STARTS = 2
 """How often a deployment is started again after its engine crashed under load, first start included."""
 
@@ -64,6 +66,11 @@ class DeploymentRun:
             listener=listener,
         )
 
+    def warn(self, reasons: Iterable[Reason]) -> None:
+        """Warnings that every record of this deployment is to carry."""
+        for reason in reasons:
+            self._context.warn(reason)
+
     def run(self) -> None:
         """Measure every cell; whatever goes wrong becomes the record of the cells it cost."""
         started_s = time.monotonic()
@@ -74,12 +81,15 @@ class DeploymentRun:
                 self._context.artifact = sources.prepare(
                     self._context.deployment.model, self._context.method, name, self._cache
                 )
+                require_same_model(self._context.deployment, self._context.artifact, self._store.records())
             with self._context.stage("idle"):
                 self._context.idle_power = self._idle_power()
             for attempt in range(1, MOST_STARTS + 1):
                 self._serve_and_measure(engine, last=attempt == MOST_STARTS)
                 if not self._pending:
                     break
+        except StoreError:
+            raise  # what cannot be kept need not be measured: the study ends, and resume goes on
         except Exception as error:  # a failed deployment is a record for each of its cells, not the study's end
             self._log(error)
             for cell in list(self._pending):
@@ -99,9 +109,14 @@ class DeploymentRun:
                 with context.stage("warmup"):
                     warm_up(bench, self._pending[0])
                 server.check_alive("warmup")
-                with context.stage("quality"):
-                    measure_fidelity(bench, self._study, self._pending[0])
-                self._measure_all(bench, last=last)
+                if not context.quality:
+                    with context.stage("quality"):
+                        self._score(bench)
+                if standby.is_waiting():
+                    with context.stage("settle"):
+                        standby.settle()
+                if server.alive or last:  # else scoring ended it: start again, and measure without
+                    self._measure_all(bench, last=last)
             finally:
                 for sampler in own:
                     sampler.close()
@@ -144,23 +159,46 @@ class DeploymentRun:
                 )
             if not context.verification.verified:
                 why = "; ".join(f"{c.name}: {c.why}" for c in context.verification.checks if c.passed is None)
-                context.warnings.append(
-                    Reason(kind="unverified_method", stage="verify", message=f"the method could not be verified: {why}")
+                context.warn(
+                    Reason(
+                        kind="unverified_method",
+                        stage="verify",
+                        message=f"the method could not be verified: {why}",
+                        hint="look into the server's log for what it runs before trusting the comparison",
+                    )
                 )
 
+    def _score(self, bench: Bench) -> None:
+        """Fidelity; whatever goes wrong there leaves it unknown, and the cells are measured all the same."""
+        try:
+            measure_fidelity(bench, self._study, self._pending[0])
+        except StoreError:
+            raise
+        except Exception as error:
+            self._log(error)
+            reason = reason_of(error)
+            self._context.quality["ppl_ratio"] = Quantity.unknown("1", f"{reason.kind}: {reason.message}")
+            self._context.warn(reason.model_copy(update={"stage": "quality"}))
+
     def _measure_all(self, bench: Bench, *, last: bool) -> None:
+        """Measure what is pending; returns early where the engine ended, unless this was its last start.
+
+        Raises:
+            EngineCrashed: the engine ended, and is not to be started again.
+        """
         for cell in list(self._pending):
             try:
                 record = measure_cell(bench, cell)
-            except EngineCrashed as error:
-                self._end(cell, self._context.failure(cell, error))
-                if last:
-                    raise
-                return
-            except Exception as error:  # this cell failed; the server still runs, so the next one may not
+            except StoreError:
+                raise
+            except Exception as error:  # this cell failed; while the server runs, the next one may not
                 self._log(error)
                 record = self._context.failure(cell, error)
             self._end(cell, record)
+            if not bench.server.alive:
+                if last:
+                    bench.server.check_alive("load")
+                return
 
     def _end(self, cell: Cell, record: Record) -> None:
         self._store.append(record)
@@ -171,20 +209,14 @@ class DeploymentRun:
         self._listener(CellEnded(cell.label, record, self._remaining))
 
     def _idle_power(self) -> Quantity:
-        """Mean power over :data:`IDLE_S` before the launch, from the power series there are. Units: W."""
-        powered = [s for s in self._samplers if any(i.unit == "W" and not i.gap for i in s.series())]
+        """Mean power of the deployment's devices over :data:`IDLE_S` before the launch. Units: W."""
+        powered = with_power(self._samplers)
         if not powered:
             return Quantity.unknown("W", "this host has no power sensor that qMeter reads")
         recorder = Recorder(powered, self._pending[0].telemetry.rate_hz, time.monotonic())
         recorder.start()
         time.sleep(IDLE_S)
-        telemetry, series = recorder.stop()
-        means = [
-            float(np.mean(telemetry.of(i.name)[1]))
-            for i in series
-            if i.name.endswith(".power_w") and len(telemetry.of(i.name)[1])
-        ]
-        return Quantity.of(sum(means), "W", n=len(telemetry)) if means else Quantity.unknown("W", "no power reading")
+        return mean_power(*own_readings(self._context.deployment, None, *recorder.stop()))
 
     def _write_timings(self, wall_s: float) -> None:
         """Keep where this deployment's time went; ``overhead`` is what no stage of :data:`WORK` accounts for."""
@@ -194,7 +226,8 @@ class DeploymentRun:
         write_atomic(folder / "timings.json", json.dumps({**totals, "wall": wall_s, "overhead": overhead_s}, indent=1))
 
     def _log(self, error: BaseException) -> None:
+        """Keep the traceback beside the server's log; the record has the reason in any case."""
         folder = self._store.deployment_folder(self._context.deployment.id)
         kind = error.kind if isinstance(error, QMeterError) else "Unexpected"
-        with open(folder / "errors.log", "a") as file:
+        with contextlib.suppress(OSError), open(folder / "errors.log", "a", encoding="utf-8") as file:
             file.write(f"--- {kind}\n{''.join(traceback.format_exception(error))}\n")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from qmeter.errors import QMeterError
+from qmeter.load import Target
 from qmeter.quality.fidelity import Reference, Scores, builtin_prompts, compare, make_reference, score
 from qmeter.record import Quantity
 from qmeter.spec.study import Cell, Study, deployments
 from qmeter.study.cell import Bench
+
+LEAST_TIMEOUT_S = 120.0
+"""The least that one scoring request may take before it is given up. Units: s."""
 
 
 def measure_fidelity(bench: Bench, study: Study, cell: Cell) -> None:
@@ -21,7 +26,7 @@ def measure_fidelity(bench: Bench, study: Study, cell: Cell) -> None:
     context = bench.context
     if not cell.quality.fidelity:
         return
-    target = bench.target(cell.workload)
+    target = _target(bench, cell)
     reference_folder, is_reference = _reference_folder(bench, study)
     try:
         if is_reference and not (reference_folder / "reference.npz").exists():
@@ -39,10 +44,19 @@ def measure_fidelity(bench: Bench, study: Study, cell: Cell) -> None:
         scores = _scores(own_folder / "scores.npz", reference, bench, cell)
         if is_reference:  # scored a second time: what its row shows is the engine's own noise, not a number with itself
             scores = _scores(own_folder / "scores_again.npz", reference, bench, cell)
+        if not (reference_folder / "scores.npz").exists():
+            context.quality["ppl_ratio"] = Quantity.unknown("1", "the reference itself could not be scored")
+            return
         baseline = Scores.load(reference_folder / "scores.npz")
         context.quality.update(compare(baseline, scores, reference=reference, seed=study.seed))
     except QMeterError as error:
         context.quality["ppl_ratio"] = Quantity.unknown("1", error.message)
+
+
+def _target(bench: Bench, cell: Cell) -> Target:
+    """The server, with time for a whole continuation: a cell's window may be far shorter."""
+    target = bench.target(cell.workload)
+    return replace(target, timeout_s=max(target.timeout_s, LEAST_TIMEOUT_S))
 
 
 def _scores(path: Path, reference: Reference, bench: Bench, cell: Cell) -> Scores:
@@ -51,7 +65,7 @@ def _scores(path: Path, reference: Reference, bench: Bench, cell: Cell) -> Score
         known = Scores.load(path)
         if known.reference_id == reference.id:
             return known
-    scores = score(bench.target(cell.workload), reference)
+    scores = score(_target(bench, cell), reference)
     scores.save(path)
     return scores
 

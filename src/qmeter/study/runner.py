@@ -8,11 +8,14 @@ from itertools import groupby
 from pathlib import Path
 
 from qmeter.engines import standby
-from qmeter.record import CellStatus, Record
+from qmeter.record import CellStatus, Reason, Record
 from qmeter.spec.study import Cell, Study, expand
 from qmeter.store import StudyStore
+from qmeter.study.continuity import changes, require_known_cells
 from qmeter.study.deployment import DeploymentRun
 from qmeter.study.events import Listener, StudyEnded, StudyStarted, silent
+from qmeter.telemetry.base import Sampler
+from qmeter.telemetry.replay import ReplaySampler
 from qmeter.telemetry.table import open_samplers
 
 
@@ -31,19 +34,27 @@ def run_study(
         retry_failed: measure again the cells whose latest record is failed or invalid.
 
     Raises:
-        StoreError: another run holds the folder.
+        StoreError: another run holds the folder, or it cannot be written.
+        IncompatibleRecords: the folder's records are of other cells or models than the study's.
+        TelemetryError: the recording to replay cannot be read.
     """
     started_s = time.monotonic()
     with store.lock():
         cells = expand(study)
-        pending = missing_cells(cells, store.records(), retry_failed=retry_failed)
+        records = store.records()
+        require_known_cells(cells, records)
+        pending = missing_cells(cells, records, retry_failed=retry_failed)
+        warnings = changes(records) if pending else []
         listener(StudyStarted(study.name, str(store.folder), len(cells), len(cells) - len(pending)))
-        samplers = open_samplers(study.telemetry.samplers) if pending else []
+        samplers = _open_samplers(study) if pending else []
+        warnings += _replay_warnings(study)
         remaining = len(pending)
         try:
             for _, group in groupby(pending, key=lambda cell: cell.deployment.id):
                 members = list(group)
-                DeploymentRun(store, study, members, samplers, cache or default_cache(), listener, remaining).run()
+                run = DeploymentRun(store, study, members, samplers, cache or default_cache(), listener, remaining)
+                run.warn(warnings)
+                run.run()
                 remaining -= len(members)
         finally:
             standby.discard_all()
@@ -65,6 +76,24 @@ def default_cache() -> Path:
     if named := os.environ.get("QMETER_CACHE"):
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qmeter"
+
+
+def _open_samplers(study: Study) -> list[Sampler]:
+    replayed = [ReplaySampler(Path(study.telemetry.replay), loop=True)] if study.telemetry.replay else []
+    return [*replayed, *open_samplers(study.telemetry.samplers)]
+
+
+def _replay_warnings(study: Study) -> list[Reason]:
+    if not study.telemetry.replay:
+        return []
+    return [
+        Reason(
+            kind="replayed_telemetry",
+            stage="load",
+            message="telemetry of a recording was played back: power and energy are not this run's",
+            hint="take telemetry.replay out of the study to measure",
+        )
+    ]
 
 
 def _outcome(store: StudyStore, ids: set[str], wall_s: float) -> StudyEnded:

@@ -16,6 +16,9 @@ from qmeter.record import SeriesInfo, Telemetry
 
 UNITS = {"throttle_reasons": "bitmask", "_bytes_s": "B/s", "_bytes": "B", "_hz": "Hz", "_w": "W", "_j": "J", "_c": "°C"}
 
+REPLAY = "replay"
+"""The source of series that are played back."""
+
 
 class ReplaySampler:
     """Gives, at each reading, the last recorded value of every series at the same time since its start.
@@ -41,7 +44,7 @@ class ReplaySampler:
     def series(self) -> tuple[SeriesInfo, ...]:
         """The recording's series, units by their names."""
         return tuple(
-            SeriesInfo(name=n, unit=unit_of(n), source="replay", cumulative=n.endswith("_j")) for n in self._tracks
+            SeriesInfo(name=n, unit=unit_of(n), source=REPLAY, cumulative=n.endswith("_j")) for n in self._tracks
         )
 
     def read(self) -> Mapping[str, float]:

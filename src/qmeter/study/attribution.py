@@ -1,0 +1,76 @@
+"""Whose telemetry it is: a deployment's record holds the readings of the devices it ran on, and of no others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from qmeter.engines.base import Launch
+from qmeter.engines.table import gpus_of
+from qmeter.record import Quantity, SeriesInfo, Telemetry
+from qmeter.spec.study import Deployment
+from qmeter.telemetry.base import Sampler
+from qmeter.telemetry.replay import REPLAY
+
+ELSEWHERE = "the server runs on another machine: this host's counters are not its own"
+_GPU = re.compile(r"^gpu(\d+)\.")
+_HOST = ("host.", "cpu.")
+
+
+def own_readings(
+    deployment: Deployment, launch: Launch | None, telemetry: Telemetry, series: Sequence[SeriesInfo]
+) -> tuple[Telemetry, tuple[SeriesInfo, ...]]:
+    """The readings of the devices that the deployment runs on.
+
+    GPUs that it does not use are left out (their idle energy is not its own); of a server on another machine nothing
+    of this host is kept, and each series has that as its gap. What a recording plays back stays as it is.
+    """
+    elsewhere = launch is not None and launch.argv is None and not _is_here(launch.base_url)
+    most = gpus_of(deployment.engine.name, deployment.parallelism.devices)
+    kept = []
+    for info in series:
+        if info.source == REPLAY:
+            kept.append(info)
+            continue
+        if (found := _GPU.match(info.name)) is not None and most is not None and int(found[1]) >= most:
+            continue
+        foreign = elsewhere and (found is not None or info.name.startswith(_HOST))
+        kept.append(info.model_copy(update={"gap": ELSEWHERE, "rate_hz": None}) if foreign else info)
+    names = {info.name for info in kept if info.gap != ELSEWHERE}
+    mine = np.array([name in names for name in telemetry.series], dtype=bool)
+    return Telemetry(telemetry.series[mine], telemetry.t_s[mine], telemetry.value[mine]), tuple(kept)
+
+
+def with_power(samplers: Sequence[Sampler]) -> list[Sampler]:
+    """The samplers that tell power or energy."""
+    return [s for s in samplers if any(i.unit in ("W", "J") and not i.gap for i in s.series())]
+
+
+def mean_power(telemetry: Telemetry, series: Sequence[SeriesInfo]) -> Quantity:
+    """Mean power over the telemetry: the GPUs together where there are any, else the CPU package. Units: W.
+
+    The same scope as ``energy_j`` has, so that the one can be taken from the other.
+    """
+    means = [
+        (float(np.mean(values)), len(values))
+        for info in series
+        if _GPU.match(info.name) and info.name.endswith(".power_w") and len(values := telemetry.of(info.name)[1])
+    ]
+    if means:
+        return Quantity.of(sum(mean for mean, _ in means), "W", n=sum(n for _, n in means))
+    t_s, energy_j = telemetry.of("cpu.energy_j")
+    if len(t_s) > 1 and t_s[-1] > t_s[0]:
+        return Quantity.of(float((energy_j[-1] - energy_j[0]) / (t_s[-1] - t_s[0])), "W", n=len(t_s))
+    return Quantity.unknown("W", "this host has no power reading of the devices that the deployment uses")
+
+
+def _is_here(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
