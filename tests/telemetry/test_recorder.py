@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -94,6 +95,43 @@ def test_rapl_sums_sockets_and_survives_a_wrap(tmp_path: Path) -> None:
     assert sampler.read() == {"cpu.energy_j": pytest.approx(1.4)}
     rapl(tmp_path, [100_000, 600_000])
     assert sampler.read() == {"cpu.energy_j": pytest.approx(1.7)}, "socket 0 wrapped at 1 J: 0.1 + 1.0 + 0.6"
+
+
+def test_rapl_does_not_count_the_platform_domain_with_its_packages(tmp_path: Path) -> None:
+    root = rapl(tmp_path, [500_000, 900_000])
+    (root / "intel-rapl:0" / "name").write_text("package-0\n")
+    (root / "intel-rapl:1" / "name").write_text("psys\n")
+    assert RaplSampler(root).read() == {"cpu.energy_j": pytest.approx(0.5)}
+
+
+def test_shares_are_never_counted_from_the_cell_before() -> None:
+    host, engine = HostSampler(), EngineProcessSampler(lambda: [os.getpid()])
+    for sampler, name in ((host, "host.cpu_share"), (engine, "engine_process.cpu_share")):
+        first, _ = record_for([sampler], 0.35, 10)  # type: ignore[list-item]
+        assert len(first.of(name)[0]) >= 1 and first.of(name)[0][0] > 0.05
+        setattr(sampler, "_last" if sampler is host else "_read_s", None)
+        assert name not in sampler.read(), "as after a pause between cells"
+
+
+def test_an_engine_that_ended_keeps_its_readings_and_is_not_called_foreign() -> None:
+    pids = [os.getpid()]
+    sampler = EngineProcessSampler(lambda: list(pids))
+    assert sampler.read()["engine_process.rss_bytes"] > 0
+    pids.clear()
+    assert not [i.gap for i in sampler.series() if i.gap]
+
+
+def test_a_reading_that_is_no_number_is_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = Scripted("a")
+    monkeypatch.setattr(broken, "read", lambda: {"a": "n/a"})
+    _, (info,) = record_for([broken], 0.1, 20)
+    assert info.gap and "ValueError" in info.gap
+
+
+def test_a_reading_that_is_stuck_does_not_hold_up_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qmeter.telemetry.recorder.STUCK_S", 0.2)
+    _, (info,) = record_for([Scripted("a", delay_s=1.5)], 0.1, 20)
+    assert info.gap and "stuck" in info.gap
 
 
 def test_no_rapl_is_a_gap_not_zero(tmp_path: Path) -> None:

@@ -14,14 +14,14 @@ class RaplSampler:
     """The package energy counters, summed over sockets, unwrapped (source: powercap ``intel-rapl:N/energy_uj``).
 
     AMD processors answer under the same name. Package domains include their cores; DRAM is left out, since not
-    every host has it.
+    every host has it, and so is ``psys`` (the whole platform), which holds the packages once more.
 
     Args:
         root: the powercap folder, for tests.
     """
 
     def __init__(self, root: Path = ROOT):
-        self._zones = [z for z in sorted(root.glob("intel-rapl:*")) if z.name.count(":") == 1]
+        self._zones = [z for z in sorted(root.glob("intel-rapl:*")) if z.name.count(":") == 1 and _is_package(z)]
         self._last: dict[Path, float] = {}
         self._wrapped_j: dict[Path, float] = {}
         self._gap = self._why_not()
@@ -31,7 +31,7 @@ class RaplSampler:
         return (SeriesInfo(name="cpu.energy_j", unit="J", source="RAPL package", cumulative=True, gap=self._gap),)
 
     def read(self) -> Mapping[str, float]:
-        """The cumulative energy since the first reading's counter value. Units: J."""
+        """The counters' sum, wraps undone. Units: J."""
         if self._gap:
             return {}
         return {"cpu.energy_j": sum(self._zone_j(zone) for zone in self._zones)}
@@ -58,3 +58,10 @@ class RaplSampler:
         except OSError as error:
             return f"RAPL cannot be read: {error}"
         return None
+
+
+def _is_package(zone: Path) -> bool:
+    try:
+        return (zone / "name").read_text().startswith("package")
+    except OSError:
+        return True

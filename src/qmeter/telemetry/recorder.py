@@ -11,6 +11,9 @@ import numpy as np
 from qmeter.record import SeriesInfo, Telemetry
 from qmeter.telemetry.base import Sampler
 
+STUCK_S = 10.0
+"""How long the last reading may take before it is given up. Units: s."""
+
 
 class Recorder:
     """Samples from :meth:`start` to :meth:`stop`.
@@ -41,8 +44,10 @@ class Recorder:
         self._stopping.set()
         for track in self._tracks:
             if track.thread:
-                track.thread.join(timeout=10.0)
-        rows = [row for track in self._tracks for row in track.rows]
+                track.thread.join(timeout=STUCK_S)
+                if track.thread.is_alive():
+                    track.broken = f"a reading was stuck for more than {STUCK_S:g} s at the end"
+        rows = [row for track in self._tracks for row in tuple(track.rows)]
         rows.sort(key=lambda row: row[1])
         table = Telemetry(
             series=np.array([r[0] for r in rows], dtype=object),
@@ -56,13 +61,13 @@ class Recorder:
         while not self._stopping.is_set():
             before_s = time.monotonic()
             try:
-                values = track.sampler.read()
+                values = {name: float(value) for name, value in track.sampler.read().items()}
             except Exception as error:  # a broken sampler is a gap in the record, not the end of the cell
                 track.broken = f"the sampler stopped after {len(track.rows)} readings: {type(error).__name__}: {error}"
                 return
             after_s = time.monotonic()
             at_s = (before_s + after_s) / 2 - self._origin_s
-            track.rows.extend((name, at_s, float(value)) for name, value in values.items())
+            track.rows.extend((name, at_s, value) for name, value in values.items())
             due_s += self._period_s
             if due_s < after_s:
                 due_s += np.ceil((after_s - due_s) / self._period_s) * self._period_s
