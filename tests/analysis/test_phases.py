@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qmeter.analysis.phases import slices, split_phases
+from qmeter.analysis.phases import Slices, slices, split_phases
 from qmeter.record import CellTables, Requests, SeriesInfo, Steps, Telemetry, Tokens, Window
+from qmeter.store import open_results
 
 PREFILL_J, DECODE_J, STEP_J, BASE_W = 0.012, 0.03, 1.5, 120.0
 PREFILL_S, DECODE_S, STEP_S = 20e-6, 30e-6, 4e-3
@@ -84,3 +85,20 @@ def test_no_iteration_log_and_no_counter_are_unknown_with_the_reason() -> None:
     assert found.j_per_step.why == "no energy counter in every cell of this deployment"
     assert found.s_per_step.known
     assert "needs at least" in (split_phases([]).s_per_step.why or "")
+
+
+def test_on_recorded_runs_a_step_costs_what_its_weights_weigh() -> None:
+    results = open_results("h200-8b-grid")
+    cut: dict[str, list[Slices]] = {"bf16": [], "fp8": []}
+    for record in results.records():
+        method = record.cell["deployment"]["method"]
+        if method in cut and record.window is not None:
+            made = slices(results.tables(record), record.window, record.series)
+            assert made is not None and made.energy_j is not None
+            cut[method].append(made)
+    found = {name: split_phases(cells) for name, cells in cut.items()}
+    for split in found.values():
+        assert (split.energy_residual.value or 1.0) < 0.10
+        assert 100 < (split.base_power_w.value or 0.0) < 180
+    assert (found["bf16"].j_per_step.low or 0.0) > (found["fp8"].j_per_step.high or 9.9)
+    assert (found["bf16"].s_per_step.value or 0.0) == pytest.approx(5.4e-3, rel=0.1)

@@ -47,10 +47,10 @@ Loaded = Mapping[str, tuple[Record, CellTables]]
 def hardware_tables(
     summary: StudySummary, results: Results, records: Sequence[Record], folder: Path
 ) -> dict[str, Table]:
-    """``hardware`` (a row a load point) and ``phases`` (a row a deployment), by the names the page and CSVs use."""
+    """``hardware`` (a row a load point), ``phases`` and ``roofline`` (a row a deployment), as the page names them."""
     used = {cell for d in summary.deployments for p in d.points for cell in p.cells}
     loaded = {r.cell_id: (r, results.tables(r)) for r in records if r.cell_id in used}
-    return {"hardware": counters(summary, loaded), "phases": phases(summary, loaded, ceilings(folder))}
+    return {"hardware": counters(summary, loaded), **phases(summary, loaded, ceilings(folder))}
 
 
 def ceilings(folder: Path) -> dict[str, float]:
@@ -115,22 +115,28 @@ def _counter_text(q: Quantity) -> Text:
     return text(share(q) if q.unit == "1" else shown(q), q)
 
 
-PHASE_HEAD = (
-    "Prefill, energy/token", "Decode, energy/step", "Decode, energy/token", "Base power", "Energy misfit",
-    "Prefill, time/token", "Decode, time/step", "Time misfit", "Prefill rate", "Prefill, of ceiling",
-    "Weights read", "Weights read, of ceiling",
+ENERGY_HEAD = ("Prefill, energy/token", "Decode, energy/step", "Decode, energy/token", "Base power", "Misfit")
+TIME_HEAD = (
+    "Prefill, time/token", "Prefill rate", "Of ceiling", "Decode, time/step", "Weights read", "Of ceiling", "Misfit",
 )  # fmt: skip
 
 
-def phases(summary: StudySummary, loaded: Loaded, measured: Mapping[str, float]) -> Table:
-    """Energy and engine time of prefill and decode by deployment, and where they stand on the measured roofline."""
-    rows = []
+def phases(summary: StudySummary, loaded: Loaded, measured: Mapping[str, float]) -> dict[str, Table]:
+    """``phases``: energy of prefill and decode by deployment; ``roofline``: their time, against measured ceilings."""
+    energy, time = [], []
     for d in summary.deployments:
         found = phase_split(d, loaded)
-        if found is None or not found.s_per_step.known:
+        if found is None:
             continue
-        rows.append((d.key.model, d.key.label, *_phase_cells(d, found, _linear_params(d, loaded), measured)))
-    return Table(("Model", "Method", *PHASE_HEAD), tuple(rows), numbers=True)
+        lead = (d.key.model, d.key.label)
+        if found.j_per_step.known:
+            energy.append((*lead, *_energy_cells(found)))
+        if found.s_per_step.known:
+            time.append((*lead, *_time_cells(d, found, _linear_params(d, loaded), measured)))
+    return {
+        "phases": Table(("Model", "Method", *ENERGY_HEAD), tuple(energy), numbers=True),
+        "roofline": Table(("Model", "Method", *TIME_HEAD), tuple(time), numbers=True),
+    }
 
 
 def phase_split(deployment: Deployment, loaded: Loaded) -> PhaseSplit | None:
@@ -150,26 +156,31 @@ def _linear_params(deployment: Deployment, loaded: Loaded) -> int | None:
         return None
 
 
-def _phase_cells(d: Deployment, s: PhaseSplit, params: int | None, measured: Mapping[str, float]) -> list[Text]:
+def _energy_cells(s: PhaseSplit) -> list[Text]:
+    step = shown(s.j_per_step.model_copy(update={"unit": "J"}))
+    return [
+        text(shown(s.j_per_prefill_token), s.j_per_prefill_token),
+        text(step, s.j_per_step),
+        text(shown(s.j_per_decode_token), s.j_per_decode_token),
+        text(shown(s.base_power_w), s.base_power_w),
+        text(share(s.energy_residual), s.energy_residual),
+    ]
+
+
+def _time_cells(d: Deployment, s: PhaseSplit, params: int | None, measured: Mapping[str, float]) -> list[Text]:
     weights = float(d.effective.weight_bytes) if d.effective and d.effective.weight_bytes else None
     activations = d.effective.activation_type if d.effective else None
     rate = inverse(None if params is None else 2.0 * params, s.s_per_prefill_token, "FLOP/s", "the shape is unknown")
     read = inverse(weights, s.s_per_step, "B/s", "the weights' size is unknown")
-    per_step = [shown(q.model_copy(update={"unit": q.unit.split("/")[0]})) for q in (s.j_per_step, s.s_per_step)]
-    per_token = shown(s.s_per_prefill_token.model_copy(update={"unit": "s"}))
+    token, step = (shown(q.model_copy(update={"unit": "s"})) for q in (s.s_per_prefill_token, s.s_per_step))
     return [
-        text(shown(s.j_per_prefill_token), s.j_per_prefill_token),
-        text(per_step[0], s.j_per_step),
-        text(shown(s.j_per_decode_token), s.j_per_decode_token),
-        text(shown(s.base_power_w), s.base_power_w),
-        text(share(s.energy_residual), s.energy_residual),
-        text(per_token, s.s_per_prefill_token),
-        text(per_step[1], s.s_per_step),
-        text(share(s.time_residual), s.time_residual),
+        text(token, s.s_per_prefill_token),
         _tera(rate),
         _of(rate, measured.get(activations or ""), f"no measured ceiling for {activations}"),
+        text(step, s.s_per_step),
         _tera(read),
         _of(read, measured.get("read"), "no measured read bandwidth"),
+        text(share(s.time_residual), s.time_residual),
     ]
 
 
