@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from qmeter import catalog
@@ -75,7 +76,8 @@ def engines(as_json: AsJson = False) -> None:
     table = Table("engine", "what", "here", "found or missing", "what to do", "methods")
     for a in found:
         mark = "[green]yes[/]" if a.available else "[red]no[/]"
-        table.add_row(a.name, a.title, mark, a.found or a.why, a.advice or "", str(len(rows.methods_of(a.name))))
+        said, advice = escape(a.found or a.why or ""), escape(a.advice or "")
+        table.add_row(a.name, escape(a.title), mark, said, advice, str(len(rows.methods_of(a.name))))
     Console().print(table)
 
 

@@ -21,16 +21,31 @@ _STYLE = {CellStatus.OK: "green", CellStatus.INVALID: "yellow", CellStatus.FAILE
 
 @contextmanager
 def show_events(as_json: bool, console: Console | None = None) -> Iterator[Listener]:
-    """A listener that draws: JSON lines, a live display on a terminal, or plain lines."""
+    """A listener that draws: JSON lines, a live display on a terminal, or plain lines.
+
+    Where nobody reads any more (``| head``), it interrupts the study as Ctrl-C does.
+    """
     console = console or Console()
     if as_json:
-        yield lambda event: print(json.dumps(_as_data(event)), file=console.file, flush=True)
+        yield _heard(lambda event: print(json.dumps(_as_data(event)), file=console.file, flush=True))
     elif console.is_terminal:
         board = _Board()
         with Live(board, console=console, refresh_per_second=4, transient=True):
-            yield lambda event: board.hear(event, console)
+            yield _heard(lambda event: board.hear(event, console))
     else:
-        yield lambda event: console.print(_line(event), soft_wrap=True, highlight=False)
+        yield _heard(lambda event: console.print(_line(event), soft_wrap=True, highlight=False))
+
+
+def _heard(draw: Listener) -> Listener:
+    """``draw``, with a closed output (rich makes it SystemExit) as an interrupt: it is no fault of the cell's."""
+
+    def hear(event: Event) -> None:
+        try:
+            draw(event)
+        except (BrokenPipeError, SystemExit) as error:
+            raise KeyboardInterrupt from error
+
+    return hear
 
 
 class _Board:

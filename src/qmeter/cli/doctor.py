@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from qmeter.study.host_check import Verdict, examine_host
@@ -24,5 +25,6 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="One JSON object
     table = Table("what", "", "found", "what to do")
     for finding in findings:
         style = _STYLE[finding.verdict]
-        table.add_row(finding.topic, f"[{style}]{finding.verdict.value}[/]", finding.text, finding.advice or "")
+        table.add_row(finding.topic, f"[{style}]{finding.verdict.value}[/]", escape(finding.text),
+                      escape(finding.advice or ""))  # fmt: skip
     Console().print(table)

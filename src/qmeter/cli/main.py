@@ -7,8 +7,10 @@ Exit codes: 0 done; 1 the study ended with cells that are failed or invalid; 2 b
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
+import traceback
 from typing import Any
 
 from qmeter.errors import QMeterError, SpecError, UnknownName
@@ -103,13 +105,17 @@ def main() -> None:
 def _run(argv: list[str]) -> int:
     import typer
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show "→" is no reason to end a study
     try:
         code = build(argv)(args=argv, standalone_mode=False)
         return code if isinstance(code, int) else EXIT_OK
     except typer.Exit as ended:
         return ended.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        print("\ninterrupted: what was measured is kept; go on with 'qmeter resume DIR'", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
+        _flush()
         return EXIT_INTERRUPTED
     except (SpecError, UnknownName) as error:
         _print_error(error)
@@ -118,13 +124,39 @@ def _run(argv: list[str]) -> int:
         _print_error(error)
         return EXIT_ERROR
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _flush()
         return EXIT_OK
     except Exception as error:
-        if not callable(getattr(error, "format_message", None)):
-            raise
-        _print_usage_error(error)
-        return EXIT_BAD_INPUT
+        if callable(getattr(error, "format_message", None)):
+            _print_usage_error(error)
+            return EXIT_BAD_INPUT
+        _print_unexpected(error)
+        return EXIT_ERROR
+
+
+def _flush() -> None:
+    """Write out what is left, into nothing where nobody reads any more, so that Python's own flush does not fail."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print_unexpected(error: Exception) -> None:
+    """What qMeter did not raise on purpose: the host's refusal in a sentence, anything else with its traceback."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        _print_error(
+            QMeterError(f"{where}{error.strerror}", hint="check the path, its permissions and the disk's space")
+        )
+        return
+    traceback.print_exception(error)
+    _print_error(
+        QMeterError(
+            f"unexpected {type(error).__name__}: {error}",
+            hint="this is a fault of qMeter: please report it with the lines above",
+        )
+    )
 
 
 def _print_usage_error(error: Any) -> None:

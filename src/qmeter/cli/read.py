@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import sys
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from qmeter.record import Quantity, Record
@@ -55,15 +57,15 @@ def query(
     answer = open_results(folder).query(sql)
     if as_json:
         for row in answer.rows:
-            typer.echo(json.dumps(dict(zip(answer.columns, row, strict=True)), default=str))
+            typer.echo(json.dumps(dict(zip(answer.columns, map(_plain, row), strict=True)), default=str))
     elif as_csv:
         writer = csv.writer(sys.stdout)
         writer.writerow(answer.columns)
         writer.writerows(answer.rows)
     else:
-        table = Table(*answer.columns)
+        table = Table(*map(escape, answer.columns))
         for row in answer.rows:
-            table.add_row(*(_shown(v) for v in row))
+            table.add_row(*(escape(_shown(v)) for v in row))
         Console().print(table)
 
 
@@ -77,7 +79,8 @@ def _table(records: list[Record]) -> Table:
             record.cell["workload"]["name"], str(record.cell["repeat"]), *(_quantity(known.get(c)) for c in COLUMNS),
         )  # fmt: skip
         for reason in record.reasons:
-            table.add_row("", f"[red]{reason.kind}[/]", "", "", "", "", reason.message)
+            text = f"{reason.message} (next: {reason.hint})" if reason.hint else reason.message
+            table.add_row("", f"[red]{escape(reason.kind)}[/]", "", "", "", "", escape(text))
     return table
 
 
@@ -85,6 +88,11 @@ def _quantity(quantity: Quantity | None) -> str:
     if quantity is None:
         return ""
     return f"{quantity.value:.4g}" if quantity.value is not None else "unknown"
+
+
+def _plain(value: Any) -> Any:
+    """A value for JSON, which has no NaN and no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _shown(value: Any) -> str:

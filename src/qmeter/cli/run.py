@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -44,7 +45,7 @@ def run(
     if dry_run:
         print_plan(study, as_json=as_json)
         return
-    store = StudyStore.create(out or Path("runs") / study.name, study, study_file.read_text())
+    store = StudyStore.create(out or Path("runs") / study.name, study, study_file.read_text(encoding="utf-8-sig"))
     _measure(study, store, retry_failed, as_json, report=not no_report)
 
 
@@ -75,8 +76,12 @@ def quickstart(
 
 
 def _measure(study: Study, store: StudyStore, retry_failed: bool, as_json: bool, *, report: bool) -> None:
-    with show_events(as_json) as listener:
-        ended = run_study(study, store, listener=listener, retry_failed=retry_failed)
+    try:
+        with show_events(as_json) as listener:
+            ended = run_study(study, store, listener=listener, retry_failed=retry_failed)
+    except KeyboardInterrupt:
+        typer.echo(f"\nwhat was measured is kept; to go on: qmeter resume {shlex.quote(str(store.folder))}", err=True)
+        raise
     if report:
         from qmeter.report import write_report
 
