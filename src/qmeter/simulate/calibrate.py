@@ -13,8 +13,9 @@ from qmeter import __version__, catalog
 from qmeter.errors import AnalysisError
 from qmeter.record import CellStatus, CellTables, EffectiveConfig, Record, RecordKind
 from qmeter.simulate.calibration import Calibration, Support, plain
-from qmeter.simulate.fit import Basis, Fit, fit_steps, knots_for, padded_sizes
-from qmeter.simulate.observe import Observed, observed_steps
+from qmeter.simulate.fit import Basis, fit_steps, knots_for, padded_sizes
+from qmeter.simulate.observe import MIN_STEPS, Observed, observed_steps, prefill_steps
+from qmeter.simulate.overlap import fit_overlap, steady
 from qmeter.simulate.power import PowerFit, energy_series, fit_power, spans
 from qmeter.simulate.rules import Rules, capture_sizes, rules_of
 
@@ -55,9 +56,10 @@ def calibrate(records: Sequence[Record], tables: Tables, *, draws: int = DRAWS, 
     rules = rules_of(deployment["engine"]["name"], effective, deployment["engine"].get("options"))
     basis = _basis(cells, rules, _graph_sizes(deployment, rules))
     steps = joined([c.steps for c in cells])
-    fit = fit_steps(basis.design(steps), steps.seconds, draws=draws, seed=seed)
+    fit = _fit(basis, steps, rules, draws, seed)
     power = _power(cells, draws, seed)
-    decode, mixed = _noise(steps, fit)
+    decode, mixed = _noise(steps, fit.ratios, rules.async_scheduling)
+    output_s, output_seq_s = _output_delay(cells)
     return Calibration(
         deployment=_named(used[0]),
         effective=effective.model_dump(mode="json"),
@@ -72,9 +74,12 @@ def calibrate(records: Sequence[Record], tables: Tables, *, draws: int = DRAWS, 
         energy_series=power.series if power else None,
         why_no_energy=None if power else "the records hold no energy counter with enough readings",
         input_s=_input_delay(cells),
-        output_s=_output_delay(cells),
+        output_s=output_s,
+        output_seq_s=output_seq_s,
+        host=tuple(fit.host),
+        host_draws=tuple(tuple(h) for h in fit.host_draws),
         spacing_s=_spacing(cells),
-        cell_sigma=_cell_sigma(cells, basis, fit),
+        cell_sigma=_cell_sigma(cells, steps, fit.ratios),
         energy_sigma=_energy_sigma(cells, power),
         support=_support(cells, steps, power is not None),
         cells=tuple(r.cell_id for r in used),
@@ -128,35 +133,105 @@ def joined(parts: Sequence[Observed]) -> Observed:
     return Observed(**{n: np.concatenate([getattr(p, n) for p in parts]) for n in names})
 
 
-def _noise(steps: Observed, fit: Fit) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Quantiles of measured / modelled, for decode and for mixed steps, each with its own time-weighted mean at 1."""
-    pure = steps.prefill == 0
+@dataclass(frozen=True)
+class _StepFit:
+    """Coefficients and host times with draws, and measured / modelled step times."""
+
+    coefficients: F64
+    draws: F64
+    host: F64
+    host_draws: F64
+    ratios: F64
+
+
+def _fit(basis: Basis, steps: Observed, rules: Rules, draws: int, seed: int) -> _StepFit:
+    """Synchronous engines: one fit over all steps. Asynchronous: decodes in a run first, then host and mixed steps."""
+    calm = steady(steps)
+    if not rules.async_scheduling or calm.sum() < MIN_STEPS or (steps.prefill > 0).sum() < MIN_STEPS:
+        fit = fit_steps(basis.design(steps), steps.seconds, draws=draws, seed=seed)
+        none = np.zeros(5)
+        return _StepFit(fit.coefficients, fit.draws, none, np.zeros((0, 5)), fit.ratios)
+    d, m = len(basis.decode_knots), len(basis.mixed_knots)
+    run = steps.where(calm)
+    columns = [*range(d), d + m]
+    alone = fit_steps(basis.design(run)[:, columns], run.seconds, draws=draws, seed=seed)
+    both = fit_overlap(basis, steps, alone.coefficients[:d], float(alone.coefficients[d]), draws=draws, seed=seed)
+    ratios = 1.0 / both.predicted
+    ratios[calm] = alone.ratios
+    middle = alone.coefficients
+    coefficients = np.concatenate([middle[:d], both.mixed[:m], middle[d:], both.mixed[m:]])
+    parts = [alone.draws[:, :d], both.mixed_draws[:, :m], alone.draws[:, d:], both.mixed_draws[:, m:]]
+    return _StepFit(coefficients, np.concatenate(parts, axis=1), both.host, both.host_draws, ratios)
+
+
+def _noise(steps: Observed, ratios: F64, overlapped: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Quantiles of measured / modelled, for decode and for mixed steps, each with its mean at 1.
+
+    Where host and device overlap, a mixed step's noise is seen in the result of the step before it (its launch).
+    """
+    mixed = steps.prefill > 0
+    pure = steady(steps) if overlapped else ~mixed
+    if overlapped:
+        mixed = np.append(mixed[1:], False) & ~np.append(steps.after_idle[1:], True)
     at = (np.arange(QUANTILES) + 0.5) / QUANTILES
     out: list[tuple[float, ...]] = []
-    for mask in (pure, ~pure):
-        ratios = fit.ratios[mask]
-        if len(ratios) < 10:
+    for mask in (pure, mixed):
+        own = ratios[mask & np.isfinite(ratios)]
+        if len(own) < 10:
             out.append((1.0,))
             continue
-        pool = np.quantile(ratios, at)
-        out.append(tuple(float(v) for v in np.round(pool * (ratios.mean() / pool.mean()), 5)))
+        pool = np.quantile(own, at)
+        out.append(tuple(float(v) for v in np.round(pool / pool.mean(), 5)))
     return out[0], out[1]
 
 
 def _input_delay(cells: list[_Cell]) -> float:
-    """Median time from the send to the start of the step, over requests that came to an idle engine. Units: s."""
-    delays = []
+    """From the send to the scheduler: the delay that agrees with most requests. Units: s.
+
+    A request admitted by the decision at d(k), and not by the one before it at d(k-1), came between the two; with
+    asynchronous scheduling d(k) is when the results of step k-2 were seen. Only requests that nothing held up count.
+    """
+    lows, highs = [], []
     for cell in cells:
-        sent = np.sort(cell.tables.requests.sent_s[np.isfinite(cell.tables.requests.first_token_s)])
-        starts, ends = cell.steps.start_s[cell.steps.after_idle], cell.steps.end_s
-        before = np.searchsorted(sent, starts) - 1
-        known = before >= 0
-        delay = starts[known] - sent[before[known]]
-        last_end = np.searchsorted(ends, starts[known], side="right") - 1
-        idle_since = np.where(last_end >= 0, ends[np.maximum(last_end, 0)], -np.inf)
-        delays.append(delay[sent[before[known]] > idle_since])
-    all_delays = np.concatenate(delays) if delays else np.zeros(0)
-    return float(np.median(all_delays)) if len(all_delays) >= 5 else 0.0
+        s = cell.steps
+        rows, at = prefill_steps(cell.tables, s.prefill, s.end_s)
+        sent, end = cell.tables.requests.sent_s[rows], s.end_s
+        alone = s.prefill[at] < 0.5 * max(int(s.prefill.max(initial=1)), 4096)
+        idle = s.after_idle[at] & alone
+        lows.append(s.start_s[at[idle]] - sent[idle] - 2e-4)
+        highs.append(s.start_s[at[idle]] - sent[idle] + 2e-4)
+        later = alone & ~s.after_idle[at] & (at >= 3)
+        later &= ~s.after_idle[np.maximum(at - 1, 0)] & ~s.after_idle[np.maximum(at - 2, 0)]
+        lows.append(end[at[later] - 3] - sent[later])
+        highs.append(end[at[later] - 2] - sent[later])
+    low, high = np.concatenate(lows), np.concatenate(highs)
+    if len(low) < 5:
+        return 0.0
+    grid = np.arange(0.0, 0.05, 1e-4)
+    votes = ((low[None, :] <= grid[:, None]) & (grid[:, None] <= high[None, :])).sum(axis=1)
+    best = grid[votes >= votes.max()]
+    return float(best.mean())
+
+
+def _output_delay(cells: list[_Cell]) -> tuple[float, float]:
+    """From a step's result to the client's stamp of a first token: a constant and a part a sequence. Units: s."""
+    delays, sequences = [], []
+    for cell in cells:
+        rows, at = prefill_steps(cell.tables, cell.steps.prefill, cell.steps.end_s)
+        delays.append(cell.tables.requests.first_token_s[rows] - cell.steps.end_s[at])
+        sequences.append((cell.steps.decodes + cell.steps.chunks)[at])
+    delay, n = np.concatenate(delays), np.concatenate(sequences).astype(np.float64)
+    keep = (delay > 0) & (delay < 0.25)
+    if keep.sum() < 5:
+        return 0.0, 0.0
+    delay, n = delay[keep], n[keep]
+    slope = 0.0
+    if np.ptp(n) >= 8:
+        order = np.argsort(n)
+        parts = np.array_split(order, 8)
+        middle = np.array([[np.median(n[p]), np.median(delay[p])] for p in parts if len(p)])
+        slope = max(0.0, float(np.polyfit(middle[:, 0], middle[:, 1], 1)[0]))
+    return max(0.0, float(np.median(delay - slope * n))), slope
 
 
 def _spacing(cells: list[_Cell]) -> float:
@@ -180,29 +255,19 @@ def _spacing(cells: list[_Cell]) -> float:
     return float(np.median(found)) if len(found) >= 3 else 0.0
 
 
-def _output_delay(cells: list[_Cell]) -> float:
-    """Median time from a step's end to the client's stamp of a first token. Units: s."""
-    delays = []
+def _cell_sigma(cells: list[_Cell], steps: Observed, ratios: F64) -> float:
+    """How far whole cells are from the model: spread over cells of log(measured / modelled) time of their steps."""
+    logs, at = [], 0
     for cell in cells:
-        first = cell.tables.requests.first_token_s
-        first = first[np.isfinite(first)]
-        ends = cell.steps.end_s[cell.steps.prefill > 0]
-        at = np.searchsorted(ends, first, side="right") - 1
-        delays.append((first - ends[np.maximum(at, 0)])[at >= 0])
-    joined = np.concatenate(delays) if delays else np.zeros(0)
-    return float(np.median(joined)) if len(joined) else 0.0
-
-
-def _cell_sigma(cells: list[_Cell], basis: Basis, fit: Fit) -> float:
-    """How far whole cells are from the model: spread of log(measured / modelled) total step time over cells."""
-    logs = []
-    for cell in cells:
-        modelled = float((basis.design(cell.steps) @ fit.coefficients).sum())
-        logs.append(np.log(float(cell.steps.seconds.sum()) / modelled))
+        own = slice(at, at + len(cell.steps))
+        at += len(cell.steps)
+        good = np.isfinite(ratios[own]) & (ratios[own] > 0)
+        seconds = steps.seconds[own][good]
+        logs.append(np.log(float(seconds.sum()) / float((seconds / ratios[own][good]).sum())))
     if len(logs) < 2:
         return 4 * LEAST_SIGMA
-    inflated = float(np.std(logs)) * np.sqrt(len(logs) / (len(logs) - 1))
-    return max(LEAST_SIGMA, float(inflated))
+    inflated = float(np.std(logs)) * float(np.sqrt(len(logs) / (len(logs) - 1)))
+    return max(LEAST_SIGMA, inflated)
 
 
 def _power(cells: list[_Cell], draws: int, seed: int) -> PowerFit | None:

@@ -47,7 +47,8 @@ class Calibration(_Frozen):
         energy, energy_draws: joule coefficients (:data:`qmeter.simulate.power.COLUMNS`); ``None``: no counter.
         energy_series: the counter they are from; ``why_no_energy`` where there is none.
         input_s, output_s: delays between client and scheduler, either way; spacing_s: least time between two requests
-            at the scheduler, since the front end takes them one at a time.
+            at the scheduler, since the front end takes them one at a time; output_seq_s: a sequence of the step.
+        host, host_draws: the host's times (:data:`qmeter.simulate.overlap.HOST`), zero where none overlap.
         cell_sigma: spread (log scale) of whole cells around the model: what differs from run to run.
         energy_sigma: the same for energy.
         cells: ids of the records used. effective: what the engine reported of itself.
@@ -68,7 +69,10 @@ class Calibration(_Frozen):
     why_no_energy: str | None = None
     input_s: float
     output_s: float
+    output_seq_s: float = 0.0
     spacing_s: float = 0.0
+    host: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0, 0.0)
+    host_draws: tuple[tuple[float, ...], ...] = ()
     cell_sigma: float
     energy_sigma: float = 0.0
     support: Support
@@ -98,7 +102,8 @@ class Calibration(_Frozen):
         rng = np.random.default_rng((seed, 0 if draw is None else draw + 1))
         pick = self.coefficients if draw is None else self.draws[draw % len(self.draws)]
         shift = 1.0 if draw is None else float(np.exp(rng.normal(0.0, self.cell_sigma)))
-        return self._model(np.asarray(pick) * shift, self._energy(draw, rng), rng, noise)
+        host = self.host if draw is None or not self.host_draws else self.host_draws[draw % len(self.host_draws)]
+        return self._model(np.asarray(pick) * shift, np.asarray(host) * shift, self._energy(draw, rng), rng, noise)
 
     def _energy(self, draw: int | None, rng: np.random.Generator) -> F64:
         if self.energy is None:
@@ -108,7 +113,7 @@ class Calibration(_Frozen):
         shift = float(np.exp(rng.normal(0.0, self.energy_sigma)))
         return np.asarray(self.energy_draws[draw % len(self.energy_draws)], dtype=np.float64) * shift
 
-    def _model(self, c: F64, e: F64, rng: np.random.Generator, noise: bool) -> StepModel:
+    def _model(self, c: F64, h: F64, e: F64, rng: np.random.Generator, noise: bool) -> StepModel:
         rules, basis = self.scheduler(), basis_of(self.basis)
         decode, mixed = basis.tables(c, rules.max_sequences, rules.token_budget)
         seed = int(rng.integers(2**31))
@@ -118,7 +123,8 @@ class Calibration(_Frozen):
             decode, mixed, kv_s=float(c[-3]), pair_s=float(c[-2]), chunk_s=float(c[-1]),
             decode_j=e[2] * sequences, mixed_j=e[3] * tokens, kv_j=float(e[4]), pair_j=float(e[5]),
             busy_w=float(e[1]), idle_w=float(e[0]), input_s=self.input_s, output_s=self.output_s,
-            spacing_s=self.spacing_s,
+            output_seq_s=self.output_seq_s, spacing_s=self.spacing_s, host_s=float(h[0]), host_seq_s=float(h[1]),
+            host_mixed_s=float(h[2]), host_mixed_seq_s=float(h[3]), tail_s=float(h[4]),
             noise_decode=resampled(_pool(self.noise_decode), seed) if noise else one,
             noise_mixed=resampled(_pool(self.noise_mixed), seed + 1) if noise else one,
         )  # fmt: skip

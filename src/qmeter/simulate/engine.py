@@ -97,7 +97,11 @@ def _at_scheduler(load: SimLoad, model: StepModel) -> SimLoad:
 def _sent(schedule: Schedule, load: SimLoad, result: SimResult, model: StepModel) -> F64:
     if load.concurrency is None:
         return np.asarray(schedule.send_s, dtype=np.float64)
-    ends = np.sort(result.end_s[np.isfinite(result.end_s)]) + model.output_s + load.think_s
+    ends = result.end_s[np.isfinite(result.end_s)]
+    detail = result.detail
+    if detail is not None and len(detail.step_s):
+        ends = ends + model.output_seq_s * _sequences_at(detail, ends)
+    ends = np.sort(ends) + model.output_s + load.think_s
     later = int(np.isfinite(result.arrival_s).sum()) - load.concurrency
     sent = np.full(len(load), np.nan)
     sent[: load.concurrency] = 0.0
@@ -112,12 +116,12 @@ def tables_of(
     """A run as the four tables. The client stamps ``output_s`` after a step's end and stops waiting at ``limit_s``."""
     detail = result.detail
     assert detail is not None
-    token_s = detail.token_s + model.output_s
+    token_s = detail.token_s + model.output_s + model.output_seq_s * _sequences_at(detail, detail.token_s)
     request = np.repeat(np.arange(len(load)), np.diff(detail.token_start))
     seen = token_s <= limit_s
     counts = np.bincount(request[seen], minlength=len(load))
-    first, last = result.first_s + model.output_s, np.full(len(load), np.nan)
-    first = np.where(first <= limit_s, first, np.nan)
+    last, first = np.full(len(load), np.nan), np.full(len(load), np.nan)
+    np.fmin.at(first, request[seen], token_s[seen])
     np.fmax.at(last, request[seen], token_s[seen])
     keep = np.isfinite(sent)
     order = np.cumsum(keep) - 1
@@ -155,6 +159,13 @@ def _requests(load: SimLoad, sent: F64, first: F64, last: F64, counts: NDArray[n
         finish_reason=reason, task=nothing, item=nothing, text=nothing,
         error=nothing,
     )  # fmt: skip
+
+
+def _sequences_at(detail: Detail, at_s: F64) -> F64:
+    """Sequences of the step that ended at each time."""
+    end = detail.step_start_s + detail.step_s
+    step = np.minimum(np.searchsorted(end, at_s - 1e-9, side="left"), len(end) - 1)
+    return detail.step_running[step].astype(np.float64) if len(end) else np.zeros(len(at_s))
 
 
 def _i32(values: NDArray[np.int64]) -> NDArray[np.int32]:

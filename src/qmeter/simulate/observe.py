@@ -84,6 +84,27 @@ def _with_work(tables: CellTables, start: F64, end: F64, decodes: I64, prefill: 
     return Observed(start, end - start, idle, decodes, prefill, chunks, kv, pairs)
 
 
+def prefill_steps(tables: CellTables, prefill: I64, end: F64) -> tuple[I64, I64]:
+    """``(requests, steps)``: in which step each request's prompt was done, first come first served.
+
+    Where the prompts sent do not add up to the tokens prefilled (preemption, prefix hits), the step whose end is the
+    last before the first token.
+    """
+    r = tables.requests
+    asked = np.where(r.prompt_tokens > 0, r.prompt_tokens, r.prompt_tokens_asked)
+    rows = np.flatnonzero(np.isfinite(r.sent_s))
+    rows = rows[np.argsort(r.sent_s[rows], kind="stable")]
+    done, total = np.cumsum(prefill), np.cumsum(asked[rows])
+    step = np.searchsorted(done, total, side="left")
+    known = (step < len(end)) & np.isfinite(r.first_token_s[rows])
+    after = r.first_token_s[rows[known]] - end[step[known]]
+    if known.any() and np.mean((after > -1e-3) & (after < 0.25)) > 0.95:
+        return rows[known], step[known]
+    rows = np.flatnonzero(np.isfinite(r.first_token_s))
+    at = np.searchsorted(end, r.first_token_s[rows], side="right") - 1
+    return rows[at >= 0], at[at >= 0]
+
+
 def _joined(tables: CellTables, end: F64) -> tuple[I64, I64, I64]:
     """For each request that gave tokens: the step of its first token, its tokens, its prompt length; in step order."""
     r = tables.requests

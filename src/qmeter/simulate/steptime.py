@@ -44,6 +44,7 @@ class StepModel:
         decode_j, mixed_j, kv_j, pair_j: energy in the same form; ``busy_w``: power while a step runs.
         idle_w: power with nothing to run.
         input_s, output_s: from the send to the scheduler, and from a step's end to the client.
+        output_seq_s: added to ``output_s`` for each sequence of the step: a front end sends one after the other.
         spacing_s: the front end lets requests through one at a time, this far apart.
         noise_decode, noise_mixed: measured / modelled step times, to be drawn from (mean 1).
     """
@@ -66,6 +67,7 @@ class StepModel:
     idle_w: float = 0.0
     input_s: float = 0.0
     output_s: float = 0.0
+    output_seq_s: float = 0.0
     spacing_s: float = 0.0
     noise_decode: F64 = field(default_factory=_one)
     noise_mixed: F64 = field(default_factory=_one)
