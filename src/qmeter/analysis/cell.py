@@ -62,7 +62,7 @@ def analyse(
     metrics = _latencies(requests, overlap, confidence, rng)
     metrics |= itl_metrics(gaps(tables, window), overlap, confidence, rng)
     metrics |= rate_metrics(tables, window, overlap_s, confidence, rng)
-    metrics |= slo_metrics(requests, workload.slo, window, overlap, confidence, rng)
+    metrics |= slo_metrics(requests, workload.slo, _due_hz(tables, workload), overlap, confidence, rng)
     metrics["failed_share"] = failed_share(requests, overlap, confidence, rng)
     metrics["requests"] = Quantity.of(float(len(requests.rows)), "1", n=len(requests.rows))
     metrics |= state_metrics(grouped(tables.telemetry), series, window)
@@ -79,6 +79,13 @@ def analyse(
     )
     warnings = (*_warnings(found, tables, requests, workload), *energy_warnings)
     return CellAnalysis(window, metrics, energy, warnings)
+
+
+def _due_hz(tables: CellTables, workload: WorkloadSpec) -> float:
+    """Requests due a second over the planned window, which no cut changes."""
+    due_s = tables.requests.intended_s
+    planned = (due_s >= workload.warmup) & (due_s < workload.warmup + workload.window)
+    return float(np.count_nonzero(planned)) / workload.window
 
 
 def _latencies(found: Latencies, overlap: int, confidence: float, rng: np.random.Generator) -> dict[str, Quantity]:

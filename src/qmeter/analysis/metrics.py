@@ -45,7 +45,7 @@ _ROWS = [
     Metric("request_rate_hz", "Requests done", "1/s", Better.HIGHER, "Requests that ended well in the window"),
     Metric("offered_rate_hz", "Requests due", "1/s", Better.NEITHER, "Requests due in the window"),
     Metric("goodput_hz", "Goodput", "1/s", Better.HIGHER,
-           "Requests due in the window that finished inside every limit of the SLO"),
+           "SLO attainment times the rate of requests due over the planned window"),
     Metric("slo_attainment", "SLO attainment", "1", Better.HIGHER,
            "Share of the requests due in the window that finished inside every limit of the SLO"),
     Metric("failed_share", "Failed", "1", Better.LOWER, "Share of requests due that failed or did not finish"),

@@ -71,9 +71,12 @@ def _rate(bins: F64, window: Window, unit: str, least: int, confidence: float, r
 
 
 def slo_metrics(
-    found: Latencies, slo: SLO | None, window: Window, overlap: int, confidence: float, rng: np.random.Generator
+    found: Latencies, slo: SLO | None, arrivals_hz: float, overlap: int, confidence: float, rng: np.random.Generator
 ) -> dict[str, Quantity]:
     """``slo_attainment`` and ``goodput_hz`` (requests a second that met every limit).
+
+    Goodput is the attainment times ``arrivals_hz``, the rate at which requests were due over the *planned* window: every
+    method was sent the same requests, so where a window was cut must not make one look better than another.
 
     Every request with its intended send time in the window counts; one that failed or did not finish missed. Wilson
     interval, with the number of requests divided by the design effect that a block bootstrap finds where misses come
@@ -85,9 +88,8 @@ def slo_metrics(
         return {"slo_attainment": Quantity.unknown("1", why, n=n), "goodput_hz": Quantity.unknown("1/s", why, n=n)}
     met = within(found, slo)
     share = _share(met, overlap, confidence, rng)
-    rate = n / window.length_s
-    low, high = (None if b is None else b * rate for b in (share.low, share.high))
-    goodput = Quantity.of(float(met.sum()) / window.length_s, "1/s", low=low, high=high, n=n)
+    low, high = (None if b is None else b * arrivals_hz for b in (share.low, share.high))
+    goodput = Quantity.of(float(met.mean()) * arrivals_hz, "1/s", low=low, high=high, n=n)
     return {"slo_attainment": share, "goodput_hz": goodput}
 
 
