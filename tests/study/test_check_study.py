@@ -11,6 +11,7 @@ import pytest
 from qmeter.cli.init import Template, write_template
 from qmeter.cli.main import EXIT_BAD_INPUT, EXIT_OK, _run
 from qmeter.errors import SpecError
+from qmeter.load import Limits
 from qmeter.spec import load_study_text
 from qmeter.spec.study import expand
 from qmeter.study.check import check_study, open_study, open_study_text
@@ -152,3 +153,28 @@ def test_the_quickstart_has_nine_methods_at_two_load_points_with_windows_of_8_s_
     assert len(study.methods) == 9 and len(study.workloads) == 2
     assert all(w.window >= 8 for w in study.workloads)
     assert len(expand(study)) == 18
+
+
+def test_more_than_the_client_held_is_warned_of_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "client_limits" not in _kinds(GOOD)
+    limits = Limits(100.0, 2.0, 1e-4, "3", "this", 0.0)
+    monkeypatch.setattr("qmeter.study.check_client.load_limits", lambda: limits)
+    (reason,) = [r for r in open_study_text(GOOD, "t.yaml", HOST)[1] if r.kind == "client_limits"]
+    assert "workload chat" in reason.message and "calibrate" in (reason.hint or "")
+    monkeypatch.setattr("qmeter.study.check_client.load_limits", lambda: Limits(1e6, 1e5, 1e-4, "3", "this", 0.0))
+    assert "client_limits" not in _kinds(GOOD)
+
+
+@pytest.mark.parametrize("url", ["http://me:s3cret@127.0.0.1:1", "https://x.org/v1?api_key=s3cret"])
+def test_a_key_in_a_url_is_refused_before_it_is_recorded_and_not_repeated(url: str) -> None:
+    text = GOOD.replace("{name: openvino, options: {max_sequences: 4}}", f"{{name: endpoint, url: '{url}'}}")
+    with pytest.raises(SpecError) as caught:
+        open_study_text(text.replace("[f16, w8a8]", "[f16]"), "t.yaml", HOST)
+    assert "engines[0].url" in str(caught.value) and "s3cret" not in str(caught.value)
+
+
+def test_more_devices_than_the_host_has_gpus_is_a_fault() -> None:
+    text = GOOD.replace("{name: openvino, options: {max_sequences: 4}}", "{name: vllm}").replace("w8a8", "bf16")
+    text = text.replace("[f16, bf16]", "[bf16]") + "parallelism: [{tp: 3}]\n"
+    with pytest.raises(SpecError, match="this host has 2 GPUs"):
+        open_study_text(text, "t.yaml", HostFacts(gpus=2))

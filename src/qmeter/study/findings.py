@@ -10,6 +10,7 @@ from typing import TypeVar
 from qmeter.errors import UnknownName
 from qmeter.record import Reason
 from qmeter.spec.document import YamlPath
+from qmeter.telemetry.nvml import open_gpus
 
 T = TypeVar("T")
 
@@ -49,8 +50,9 @@ class HostFacts:
 
     @classmethod
     def of_this_host(cls) -> HostFacts:
-        """Cores and environment of this process; GPUs are left to the engine to count."""
-        return cls(cores=frozenset(os.sched_getaffinity(0)), environment=os.environ)
+        """Cores and environment of this process; NVIDIA GPUs where NVML shows any (others the engine counts)."""
+        gpus = len(open_gpus().handles) or None
+        return cls(cores=frozenset(os.sched_getaffinity(0)), gpus=gpus, environment=os.environ)
 
 
 def known(lookup: Callable[[str], T], name: str) -> T | None:

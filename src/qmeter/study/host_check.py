@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from qmeter.engines.table import ENGINES
+from qmeter.engines.table import ENGINES, availability
 from qmeter.study import provenance
 from qmeter.telemetry.table import open_samplers
 
@@ -64,10 +64,12 @@ def _processor() -> list[Finding]:
 
 
 def _load() -> Finding:
+    list(psutil.process_iter(["cpu_percent"]))  # each process's share counts from the call before
     busy = psutil.cpu_percent(interval=0.5) / 100
     if busy > 0.2:
-        top = sorted(psutil.process_iter(["name", "cpu_percent"]), key=lambda p: -(p.info["cpu_percent"] or 0))
-        name = top[0].info["name"] if top else "?"
+        others = [p for p in psutil.process_iter(["name", "cpu_percent"]) if p.pid != os.getpid()]
+        top = max(others, key=lambda p: p.info["cpu_percent"] or 0.0, default=None)
+        name = top.info["name"] if top else "?"
         return Finding(
             "other load", Verdict.NOISY, f"{busy:.0%} of the processor is busy now (most: {name})", "end it, or wait"
         )
@@ -112,20 +114,11 @@ def _telemetry() -> list[Finding]:
 
 
 def _engines() -> list[Finding]:
-    packages = {"openvino": ("openvino_genai", "pip install 'qmeter[openvino]'"), "vllm": ("vllm", "pip install vllm")}
     found = []
     for name in ENGINES.names():
-        if name in packages:
-            package, advice = packages[name]
-            here = find_spec(package) is not None
-            found.append(Finding(f"engine {name}", Verdict.GOOD if here else Verdict.MISSING,
-                                 f"{package} is {'' if here else 'not '}installed",
-                                 None if here else advice))  # fmt: skip
-        elif name == "llamacpp":
-            path = shutil.which("llama-server")
-            found.append(Finding("engine llamacpp", Verdict.GOOD if path else Verdict.MISSING,
-                                 "llama-server is on PATH" if path else "llama-server is not on PATH",
-                                 None if path else "build llama.cpp, or name it in engines[].binary"))  # fmt: skip
+        here = availability(name)
+        verdict = Verdict.GOOD if here.available else Verdict.MISSING
+        found.append(Finding(f"engine {name}", verdict, here.found or here.why or here.title, here.advice))
     return found
 
 
