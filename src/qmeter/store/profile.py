@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import duckdb
 
@@ -163,11 +164,30 @@ def open_results(name: str) -> StudyStore | Profile:
     raise UnknownName("study folder or profile", name, list(known), nearest(name, known))
 
 
+_FOLDERS = re.compile(r"(?<![\w.:/])/(?:[\w.+@-]+/)+")
+
+
+def _portable(record: Record) -> str:
+    """The record as JSON, to leave the host: folders of absolute paths become "…/", the kernel keeps its version alone."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, str):
+            return _FOLDERS.sub("…/", value)
+        if isinstance(value, dict):
+            return {key: clean(item) for key, item in value.items()}
+        return [clean(item) for item in value] if isinstance(value, list) else value
+
+    data = record.model_dump(mode="json")
+    for part in ("provenance", "effective", "verification", "reasons", "warnings"):
+        data[part] = clean(data[part])
+    if kernel := data["provenance"]["host"].get("kernel"):
+        data["provenance"]["host"]["kernel"] = re.split(r"[^0-9.]", kernel)[0]
+    return json.dumps(data)
+
+
 def _write_records(db: duckdb.DuckDBPyConnection, records: list[Record], path: Path) -> None:
     db.execute("CREATE TABLE made (number INTEGER, cell_id VARCHAR, record VARCHAR)")
-    db.executemany(
-        "INSERT INTO made VALUES (?, ?, ?)", [[i, r.cell_id, r.model_dump_json()] for i, r in enumerate(records)]
-    )
+    db.executemany("INSERT INTO made VALUES (?, ?, ?)", [[i, r.cell_id, _portable(r)] for i, r in enumerate(records)])
     db.execute(f"COPY (FROM made ORDER BY number) TO {quoted(path)} (FORMAT parquet, COMPRESSION zstd)")
 
 
