@@ -6,7 +6,9 @@ Stages, each written whole before the next and left alone where it is there alre
 
 from __future__ import annotations
 
+import ctypes
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -14,9 +16,13 @@ from typing import Any
 
 import numpy as np
 
+PR_SET_PDEATHSIG = 1
+
 
 def main(job_path: str) -> None:
-    """Run the job's missing stages."""
+    """Run the job's missing stages; end when the parent ends, whose lock keeps others off the same folder."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     job = json.loads(Path(job_path).read_text(encoding="utf-8"))
     work = Path(job["work"])
     times: dict[str, float] = {}
