@@ -75,8 +75,8 @@ def slo_metrics(
 ) -> dict[str, Quantity]:
     """``slo_attainment`` and ``goodput_hz`` (requests a second that met every limit).
 
-    Goodput is the attainment times ``arrivals_hz``, the rate at which requests were due over the *planned* window: every
-    method was sent the same requests, so where a window was cut must not make one look better than another.
+    Goodput is the attainment times ``arrivals_hz``, the rate at which requests were due over the *planned* window:
+    every method was sent the same requests, so where a window was cut must not make one look better than another.
 
     Every request with its intended send time in the window counts; one that failed or did not finish missed. Wilson
     interval, with the number of requests divided by the design effect that a block bootstrap finds where misses come

@@ -9,6 +9,7 @@ import sys
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -17,15 +18,15 @@ from qmeter.record import Quantity, Record
 from qmeter.store import open_results
 
 Where = Annotated[str, typer.Argument(metavar="DIR", help="Study folder, or a profile's name or folder.")]
-COLUMNS = (
-    "throughput_tok_s",
-    "goodput_hz",
-    "ttft_p50_s",
-    "ttft_p99_s",
-    "tpot_mean_s",
-    "j_per_output_token",
-    "ppl_ratio",
+COLUMNS: tuple[tuple[str, str, float], ...] = (
+    ("tok/s", "throughput_tok_s", 1.0),
+    ("TTFT ms", "ttft_p50_s", 1e3),
+    ("TPOT ms", "tpot_mean_s", 1e3),
+    ("SLO %", "slo_attainment", 100.0),
+    ("J/tok", "j_per_output_token", 1.0),
+    ("ppl ×", "ppl_ratio", 1.0),
 )
+"""Heading, quantity and scale of each column of the overview."""
 
 
 def show(
@@ -70,24 +71,39 @@ def query(
 
 
 def _table(records: list[Record]) -> Table:
-    table = Table("cell", "status", "model", "method", "workload", "#", *COLUMNS)
+    """One line a cell, narrow enough for 80 columns; reasons of failed and invalid cells below."""
+    table = Table(
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
+        caption="TTFT: median; ?: unknown; all of a cell, with reasons: qmeter show DIR --cell ID",
+    )
+    for heading in ("cell", "", "method", "workload"):
+        table.add_column(heading, no_wrap=True)
+    for heading, _, _ in COLUMNS:
+        table.add_column(heading, justify="right")
+    several = len({r.cell["deployment"]["model"]["name"] for r in records}) > 1
     for record in records:
         deployment: dict[str, Any] = record.cell["deployment"]
         known = {**record.metrics, **record.energy, **record.quality}
         table.add_row(
-            record.cell_id[:8], record.status.value, deployment["model"]["name"], deployment["method"],
-            record.cell["workload"]["name"], str(record.cell["repeat"]), *(_quantity(known.get(c)) for c in COLUMNS),
+            record.cell_id[:6], record.status.value,
+            (deployment["model"]["name"] + " " if several else "") + deployment["method"],
+            f"{record.cell['workload']['name']} #{record.cell['repeat']}",
+            *(_quantity(known.get(name), scale) for _, name, scale in COLUMNS),
         )  # fmt: skip
         for reason in record.reasons:
             text = f"{reason.message} (next: {reason.hint})" if reason.hint else reason.message
-            table.add_row("", f"[red]{escape(reason.kind)}[/]", "", "", "", "", escape(text))
+            table.add_row("", "", f"[red]{escape(reason.kind)}[/]", escape(text))
     return table
 
 
-def _quantity(quantity: Quantity | None) -> str:
+def _quantity(quantity: Quantity | None, scale: float) -> str:
     if quantity is None:
         return ""
-    return f"{quantity.value:.4g}" if quantity.value is not None else "unknown"
+    if quantity.value is None:
+        return "?"
+    value = quantity.value * scale
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _plain(value: Any) -> Any:

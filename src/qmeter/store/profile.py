@@ -168,7 +168,7 @@ _FOLDERS = re.compile(r"(?<![\w.:/])/(?:[\w.+@-]+/)+")
 
 
 def _portable(record: Record) -> str:
-    """The record as JSON, to leave the host: folders of absolute paths become "…/", the kernel keeps its version alone."""
+    """The record as JSON, to leave the host: absolute folders become "…/", the kernel keeps its version alone."""
 
     def clean(value: Any) -> Any:
         if isinstance(value, str):
