@@ -77,10 +77,10 @@ def _table(records: list[Record]) -> Table:
         padding=(0, 1, 0, 0),
         caption="TTFT: median; ?: unknown; all of a cell, with reasons: qmeter show DIR --cell ID",
     )
-    for heading in ("cell", "", "method", "workload"):
+    for heading in ("cell", "", "method", "load"):
         table.add_column(heading, no_wrap=True)
     for heading, _, _ in COLUMNS:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", min_width=5)
     several = len({r.cell["deployment"]["model"]["name"] for r in records}) > 1
     for record in records:
         deployment: dict[str, Any] = record.cell["deployment"]
