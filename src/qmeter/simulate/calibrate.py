@@ -18,11 +18,12 @@ from qmeter.simulate.observe import MIN_STEPS, Observed, observed_steps, prefill
 from qmeter.simulate.overlap import fit_overlap, steady
 from qmeter.simulate.power import PowerFit, energy_series, fit_power, spans
 from qmeter.simulate.rules import Rules, capture_sizes, rules_of
+from qmeter.simulate.steptime import NOISE_BLOCK
 
 F64 = NDArray[np.float64]
 
 DRAWS = 64
-QUANTILES = 401
+NOISE_KEPT = 6144
 LEAST_SIGMA = 0.005
 """Whole runs differ by at least this much, whatever few cells say."""
 Tables = Callable[[Record], CellTables]
@@ -50,10 +51,11 @@ def calibrate(records: Sequence[Record], tables: Tables, *, draws: int = DRAWS, 
         raise AnalysisError("no valid measured record to calibrate from", hint="run the study first: qmeter run")
     if len({r.deployment_id for r in used}) > 1:
         raise AnalysisError("the records are of several deployments", hint="calibrate each on its own")
-    cells = [_Cell(r, t, observed_steps(t)) for r, t in ((r, tables(r)) for r in used)]
+    cells = _with_steps(used, tables)
     effective = next((r.effective for r in used if r.effective is not None), EffectiveConfig())
     deployment = used[0].cell["deployment"]
-    rules = rules_of(deployment["engine"]["name"], effective, deployment["engine"].get("options"))
+    engine = deployment["engine"]
+    rules = rules_of(engine["name"], effective, engine.get("options"))
     basis = _basis(cells, rules, _graph_sizes(deployment, rules))
     steps = joined([c.steps for c in cells])
     fit = _fit(basis, steps, rules, draws, seed)
@@ -79,10 +81,11 @@ def calibrate(records: Sequence[Record], tables: Tables, *, draws: int = DRAWS, 
         host=tuple(fit.host),
         host_draws=tuple(tuple(h) for h in fit.host_draws),
         spacing_s=_spacing(cells),
-        cell_sigma=_cell_sigma(cells, steps, fit.ratios),
+        cell_sigma=_cell_sigma(cells, steps, fit.ratios, steady(steps) if np.any(fit.host) else None),
+        host_sigma=_cell_sigma(cells, steps, fit.ratios, before_mixed(steps)) if np.any(fit.host) else 0.0,
         energy_sigma=_energy_sigma(cells, power),
         support=_support(cells, steps, power is not None),
-        cells=tuple(r.cell_id for r in used),
+        cells=tuple(c.record.cell_id for c in cells),
         qmeter_version=__version__,
     )
 
@@ -101,7 +104,8 @@ def _named(record: Record) -> dict[str, Any]:
     d = record.cell["deployment"]
     return {
         "id": record.deployment_id, "study": record.study, "model": d["model"]["name"], "shape": d["model"]["shape"],
-        "method": d["method"], "engine": d["engine"]["name"], "device": device_of(record), "parallelism": d["parallelism"],
+        "method": d["method"], "engine": d["engine"]["name"], "device": device_of(record),
+        "parallelism": d["parallelism"],
     }  # fmt: skip
 
 
@@ -133,6 +137,20 @@ def joined(parts: Sequence[Observed]) -> Observed:
     return Observed(**{n: np.concatenate([getattr(p, n) for p in parts]) for n in names})
 
 
+def _with_steps(used: Sequence[Record], tables: Tables) -> list[_Cell]:
+    """The cells whose steps can be seen; the last fault is raised where there are none."""
+    cells, fault = [], None
+    for record in used:
+        own = tables(record)
+        try:
+            cells.append(_Cell(record, own, observed_steps(own)))
+        except AnalysisError as error:
+            fault = error
+    if not cells and fault is not None:
+        raise fault
+    return cells
+
+
 @dataclass(frozen=True)
 class _StepFit:
     """Coefficients and host times with draws, and measured / modelled step times."""
@@ -158,31 +176,52 @@ def _fit(basis: Basis, steps: Observed, rules: Rules, draws: int, seed: int) -> 
     both = fit_overlap(basis, steps, alone.coefficients[:d], float(alone.coefficients[d]), draws=draws, seed=seed)
     ratios = 1.0 / both.predicted
     ratios[calm] = alone.ratios
+    launch = before_mixed(steps)
+    seconds = steps.seconds[launch]
+    level = float(seconds.sum() / (seconds / ratios[launch]).sum()) if launch.any() else 1.0
+    host, host_draws = both.host.copy(), both.host_draws.copy()
+    host[2:4] *= level
+    host_draws[:, 2:4] *= level
+    ratios[launch] /= level
     middle = alone.coefficients
     coefficients = np.concatenate([middle[:d], both.mixed[:m], middle[d:], both.mixed[m:]])
     parts = [alone.draws[:, :d], both.mixed_draws[:, :m], alone.draws[:, d:], both.mixed_draws[:, m:]]
-    return _StepFit(coefficients, np.concatenate(parts, axis=1), both.host, both.host_draws, ratios)
+    return _StepFit(coefficients, np.concatenate(parts, axis=1), host, host_draws, ratios)
+
+
+def before_mixed(steps: Observed) -> NDArray[np.bool_]:
+    """Decode steps in a run whose results wait for the launch of a step with prefill: they show that launch's time."""
+    pure, n = steps.prefill == 0, len(steps)
+    after = np.zeros(n, dtype=bool)
+    after[:-1] = (steps.prefill[1:] > 0) & ~steps.after_idle[1:]
+    found: NDArray[np.bool_] = pure & after & np.insert(pure[:-1], 0, False) & ~steps.after_idle
+    return found
 
 
 def _noise(steps: Observed, ratios: F64, overlapped: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Quantiles of measured / modelled, for decode and for mixed steps, each with its mean at 1.
+    """Measured / modelled in the order of the steps, for decode and for mixed steps, each with its mean at 1.
 
     Where host and device overlap, a mixed step's noise is seen in the result of the step before it (its launch).
     """
     mixed = steps.prefill > 0
     pure = steady(steps) if overlapped else ~mixed
     if overlapped:
-        mixed = np.append(mixed[1:], False) & ~np.append(steps.after_idle[1:], True)
-    at = (np.arange(QUANTILES) + 0.5) / QUANTILES
-    out: list[tuple[float, ...]] = []
-    for mask in (pure, mixed):
-        own = ratios[mask & np.isfinite(ratios)]
-        if len(own) < 10:
-            out.append((1.0,))
-            continue
-        pool = np.quantile(own, at)
-        out.append(tuple(float(v) for v in np.round(pool / pool.mean(), 5)))
-    return out[0], out[1]
+        mixed = before_mixed(steps)
+    return _series(ratios, pure), _series(ratios, mixed)
+
+
+def _series(ratios: F64, mask: NDArray[np.bool_]) -> tuple[float, ...]:
+    """Ratios in the order of the steps, each step without one taking the last before it; mean 1, at most NOISE_KEPT."""
+    own = np.flatnonzero(mask & np.isfinite(ratios))
+    if len(own) < MIN_STEPS:
+        return (1.0,)
+    last = np.searchsorted(own, np.arange(len(ratios)), side="right") - 1
+    series = ratios[own][np.maximum(last, 0)]
+    if len(series) > NOISE_KEPT:
+        parts = np.linspace(0, len(series) - NOISE_BLOCK, NOISE_KEPT // NOISE_BLOCK).astype(int)
+        series = np.concatenate([series[p : p + NOISE_BLOCK] for p in parts])
+    level = float(ratios[own].mean())
+    return tuple(float(v) for v in np.round(series / level, 4))
 
 
 def _input_delay(cells: list[_Cell]) -> float:
@@ -255,13 +294,19 @@ def _spacing(cells: list[_Cell]) -> float:
     return float(np.median(found)) if len(found) >= 3 else 0.0
 
 
-def _cell_sigma(cells: list[_Cell], steps: Observed, ratios: F64) -> float:
-    """How far whole cells are from the model: spread over cells of log(measured / modelled) time of their steps."""
+def _cell_sigma(cells: list[_Cell], steps: Observed, ratios: F64, which: NDArray[np.bool_] | None) -> float:
+    """How far whole cells are from the model: spread over cells of log(measured / modelled) time of their steps.
+
+    ``which``: only these steps (``None``: all); cells with fewer than ten of them do not count.
+    """
     logs, at = [], 0
     for cell in cells:
         own = slice(at, at + len(cell.steps))
         at += len(cell.steps)
         good = np.isfinite(ratios[own]) & (ratios[own] > 0)
+        good &= True if which is None else which[own]
+        if good.sum() < 10:
+            continue
         seconds = steps.seconds[own][good]
         logs.append(np.log(float(seconds.sum()) / float((seconds / ratios[own][good]).sum())))
     if len(logs) < 2:

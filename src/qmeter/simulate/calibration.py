@@ -43,14 +43,14 @@ class Calibration(_Frozen):
         deployment: model, method, engine, device, parallelism, as the records name them.
         basis: knots and padding of the step-time curve.
         coefficients, draws: of the basis; ``draws`` are the bootstrap's.
-        noise_decode, noise_mixed: quantiles of measured / modelled step times.
+        noise_decode, noise_mixed: measured / modelled step times in the order they came.
         energy, energy_draws: joule coefficients (:data:`qmeter.simulate.power.COLUMNS`); ``None``: no counter.
         energy_series: the counter they are from; ``why_no_energy`` where there is none.
         input_s, output_s: delays between client and scheduler, either way; spacing_s: least time between two requests
             at the scheduler, since the front end takes them one at a time; output_seq_s: a sequence of the step.
         host, host_draws: the host's times (:data:`qmeter.simulate.overlap.HOST`), zero where none overlap.
         cell_sigma: spread (log scale) of whole cells around the model: what differs from run to run.
-        energy_sigma: the same for energy.
+        host_sigma, energy_sigma: the same for the host's times and for energy.
         cells: ids of the records used. effective: what the engine reported of itself.
     """
 
@@ -74,6 +74,7 @@ class Calibration(_Frozen):
     host: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0, 0.0)
     host_draws: tuple[tuple[float, ...], ...] = ()
     cell_sigma: float
+    host_sigma: float = 0.0
     energy_sigma: float = 0.0
     support: Support
     cells: tuple[str, ...]
@@ -103,7 +104,8 @@ class Calibration(_Frozen):
         pick = self.coefficients if draw is None else self.draws[draw % len(self.draws)]
         shift = 1.0 if draw is None else float(np.exp(rng.normal(0.0, self.cell_sigma)))
         host = self.host if draw is None or not self.host_draws else self.host_draws[draw % len(self.host_draws)]
-        return self._model(np.asarray(pick) * shift, np.asarray(host) * shift, self._energy(draw, rng), rng, noise)
+        slow = 1.0 if draw is None else float(np.exp(rng.normal(0.0, self.host_sigma)))
+        return self._model(np.asarray(pick) * shift, np.asarray(host) * slow, self._energy(draw, rng), rng, noise)
 
     def _energy(self, draw: int | None, rng: np.random.Generator) -> F64:
         if self.energy is None:

@@ -272,8 +272,9 @@ def _stack(fleet: Fleet, nodes: int) -> ro.Stack:
     return ro.Stack(
         ints=np.array([row.ints for row in rows]), floats=np.zeros((r, st.N_FLOATS)),
         heap_key=padded("heap_key", wide), heap_req=padded("heap_req", wide), phase=padded("phase", block),
-        ended=padded("ended", wide), first_req=padded("first_req", wide), chunk_req=padded("chunk_req", wide),
-        chunk_n=padded("chunk_n", wide), chunk_at=padded("chunk_at", wide), kind=np.array(fleet.replicas, dtype=np.int64), accepts=accepts,
+        ended=padded("ended", wide), first_req=padded("first_req", wide),
+        chunk_req=padded("chunk_req", wide), chunk_n=padded("chunk_n", wide), chunk_at=padded("chunk_at", wide),
+        kind=np.array(fleet.replicas, dtype=np.int64), accepts=accepts,
         serves=np.array(serves, dtype=np.int64), assigned=np.zeros(r, dtype=np.int64), next_end=np.full(r, np.inf),
         resident=np.zeros(cached, dtype=np.int64), holders=np.zeros(cached, dtype=np.int64),
         prev=np.full(cached, -1, dtype=np.int64), next=np.full(cached, -1, dtype=np.int64),

@@ -608,6 +608,8 @@ def _decode_run(rep: Replica, work: Work, co: Coefficients, log: Log, most: int,
         at = 0 if at + 1 == length else at + 1
         _launch(rep, work, co, log, factor * floor, factor * (first + slope * done))
         ints[PDEC] = 1
+        if done == 0 and ints[AP] >= 0 and (ints[NWAIT] == 0 or rule[DETAIL]):
+            bound = min(bound, work.arrival[ints[AP]])  # the launch may have let a closed-loop client send on
         if rule[DETAIL]:
             if done > 0:
                 used += rep.phase[(-ints[G]) % size]

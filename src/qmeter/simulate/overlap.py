@@ -24,7 +24,9 @@ F64 = NDArray[np.float64]
 B8 = NDArray[np.bool_]
 
 HOST = ("host_s", "host_seq_s", "host_mixed_s", "host_mixed_seq_s", "tail_s")
-START = (3e-3, 1e-6, 2e-2, 1e-5, 1e-3)
+START = (3e-3, 2e-5, 2e-2, 3e-5, 1e-3)
+TRUST = (0.3, 1.0, 0.3, 3.0, 0.3)
+"""How firmly each host time is held to its start: its part a sequence is confounded with drift between cells."""
 NEAR = 3
 """Steps around a step with prefill in which host and device are out of step."""
 
@@ -111,11 +113,12 @@ def fit_overlap(basis: Basis, steps: Observed, decode: F64, kv_s: float, *, draw
         )
         return out
 
+    pull = np.concatenate([TRUST, np.full(columns.shape[1], 0.3)])
     x0 = np.concatenate([np.log(START), np.log(_first_guess(basis, steps, measured) / scale)])
 
     def residuals(x: F64) -> F64:
         weight = np.sqrt(np.minimum(measured[use] / 0.01, 2.0))
-        return np.concatenate([weight * np.log(np.maximum(predict(x)[use], 1e-6) / measured[use]), 0.3 * (x - x0)])
+        return np.concatenate([weight * np.log(np.maximum(predict(x)[use], 1e-6) / measured[use]), pull * (x - x0)])
 
     solved = least_squares(residuals, x0, loss="soft_l1", f_scale=0.2, max_nfev=60)
     spread = _covariance(solved.jac, solved.fun)

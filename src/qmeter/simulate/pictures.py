@@ -12,6 +12,7 @@ from qmeter.errors import MissingExtra
 from qmeter.simulate.calibration import Calibration
 from qmeter.simulate.validate import Comparison
 
+QUANTILES = np.linspace(0.005, 0.995, 100)
 LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
@@ -65,10 +66,10 @@ def _residuals(alt: Any, calibrations: Sequence[Calibration]) -> Any:
     data = []
     for c in calibrations:
         for kind, pool in (("decode steps", c.noise_decode), ("steps with prefill", c.noise_mixed)):
-            at = (np.arange(len(pool)) + 0.5) / len(pool)
+            ordered = np.quantile(np.asarray(pool), QUANTILES)
             data += [
                 {"deployment": c.label, "kind": kind, "share": float(s), "ratio": float(v)}
-                for s, v in zip(at[::4], pool[::4], strict=True)
+                for s, v in zip(QUANTILES, ordered, strict=True)
             ]
     return (
         alt.Chart(alt.Data(values=data))

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 F64 = NDArray[np.float64]
 
 NOISE_LENGTH = 65536
+NOISE_BLOCK = 256
 
 
 def _one() -> F64:
@@ -172,8 +173,16 @@ def piecewise(knots: F64, values: F64, length: int) -> F64:
     return np.asarray(table, dtype=np.float64)
 
 
-def resampled(pool: F64, seed: int, length: int = NOISE_LENGTH) -> F64:
-    """``length`` draws with replacement from measured / modelled ratios; a pool of one is returned as it is."""
-    if len(pool) <= 1:
-        return pool
-    return np.asarray(np.random.default_rng(seed).choice(pool, size=length), dtype=np.float64)
+def resampled(series: F64, seed: int, length: int = NOISE_LENGTH, block: int = NOISE_BLOCK) -> F64:
+    """``length`` measured / modelled ratios, drawn in blocks of ``block`` consecutive steps with replacement.
+
+    Slow spells of a host last many steps; single steps drawn at random would average them away, and with them the tail
+    of TTFT. A series of one is returned as it is.
+    """
+    if len(series) <= 1:
+        return series
+    rng = np.random.default_rng(seed)
+    size = min(block, len(series))
+    starts = rng.integers(0, len(series), -(-length // size))
+    at = (starts[:, None] + np.arange(size)[None, :]) % len(series)
+    return np.ascontiguousarray(series[at].ravel()[:length], dtype=np.float64)
