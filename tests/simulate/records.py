@@ -32,6 +32,7 @@ def truth(noise=0.05, seed=1):
     return StepModel(
         decode, mixed, kv_s=4e-8, pair_s=1e-9, decode_j=0.01 * np.arange(65.0), mixed_j=0.02 * np.arange(2049.0),
         kv_j=1e-6, busy_w=250.0, idle_w=80.0, input_s=0.002, output_s=0.0005,
+        host_s=0.003, host_mixed_s=0.012, tail_s=0.001,
         noise_decode=pool / pool.mean(), noise_mixed=pool / pool.mean(),
     )  # fmt: skip
 

@@ -17,7 +17,6 @@ def load(arrivals, prompts, outputs, **more):
 def model(sequences=64, tokens=2048, noise=None, draw_host=(0.0084, 0.025, 0.002), **more):
     decode = piecewise(np.array([1, 8, 64.0]), np.array([0.008, 0.0085, 0.012]), sequences)
     mixed = piecewise(np.array([1, 256, 2048.0]), np.array([0.009, 0.012, 0.06]), tokens)
-    host, host_mixed, tail = draw_host
     values = {
         "kv_s": 2e-8, "pair_s": 1e-9, "chunk_s": 1e-4, "host_s": draw_host[0], "host_seq_s": 1e-6,
         "host_mixed_s": draw_host[1], "tail_s": draw_host[2], "kv_j": 1e-6, "pair_j": 1e-8, "busy_w": 300.0,

@@ -24,7 +24,7 @@ F64 = NDArray[np.float64]
 
 DRAWS = 64
 NOISE_KEPT = 6144
-LEAST_SIGMA = 0.005
+LEAST_SIGMA = 0.015
 """Whole runs differ by at least this much, whatever few cells say."""
 Tables = Callable[[Record], CellTables]
 

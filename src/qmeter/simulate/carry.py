@@ -18,7 +18,8 @@ from qmeter.record import EffectiveConfig, Record
 from qmeter.simulate.calibrate import Tables, device_of, joined
 from qmeter.simulate.calibration import Calibration, Support, plain
 from qmeter.simulate.fit import Basis
-from qmeter.simulate.observe import Observed, observed_steps
+from qmeter.simulate.observe import MIN_STEPS, Observed, observed_steps
+from qmeter.simulate.overlap import steady
 from qmeter.simulate.physics import Efficiencies, PhysicsFit, Placement, fit_physics, step_model
 from qmeter.simulate.rules import Rules
 from qmeter.spec.study import Parallelism
@@ -29,6 +30,8 @@ DRAWS = 64
 SIGMA_A_STEP = 0.05
 """Log spread added for each doubling of the weights away from what was fitted, and for each new kind of thing."""
 KNOTS = 24
+FULL_PREFILL = 1500
+"""Prompt tokens in a step from which it takes the device longer than a host takes to launch it."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,17 @@ def fit_records(groups: Sequence[Sequence[Record]], tables: Tables, *, hold_out:
                         int(d["parallelism"]["tp"]))  # fmt: skip
         place = target.placement()
         if place.device.bandwidth_bytes_s and place.device.rates_op_s:
-            parts.append((place, joined([observed_steps(tables(r)) for r in group])))
+            parts.append((place, _device_bound(joined([observed_steps(tables(r)) for r in group]))))
     if not parts:
         raise AnalysisError("no deployment ran on a device whose ceilings the catalog has", hint="see: qmeter devices")
     return fit_physics(parts, hold_out=hold_out)
+
+
+def _device_bound(steps: Observed) -> Observed:
+    """Steps whose time is the device's: decodes in a run, and prefills too full for any host to be slower."""
+    following = np.append(steps.prefill[1:] > 0, False)
+    keep = steady(steps) | ((steps.prefill >= FULL_PREFILL) & following)
+    return steps.where(keep) if keep.sum() >= MIN_STEPS else steps
 
 
 def carry(fit: PhysicsFit, near: Calibration, target: Target, *, seed: int = 0) -> Calibration:
