@@ -14,7 +14,6 @@ from qmeter.simulate.observe import observed_steps
 from qmeter.simulate.validate import compare, leave_one_out, scores
 from qmeter.workload import Vocabulary, build
 
-
 KNOWN = "the fit of host and device apart misses this tolerance by a few per cent: the simulator is not finished"
 
 
