@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
@@ -55,9 +56,16 @@ class Launch:
     standby: tuple[str, ...] | None = None
 
 
+class Over(StrEnum):
+    """How a metric's label sets (data-parallel ranks, say) become one value: counts add up, shares do not."""
+
+    SUM = "sum"
+    MEAN = "mean"
+
+
 @dataclass(frozen=True)
 class MetricSource:
-    """One canonical series from the engine's Prometheus page: ``metric`` name(s, summed over labels) × ``scale``.
+    """One canonical series from the engine's Prometheus page: ``metric``, combined ``over`` its labels, × ``scale``.
 
     ``cumulative`` for counters. Absent from the page: the series gets a gap with the reason.
     """
@@ -67,6 +75,7 @@ class MetricSource:
     unit: str
     scale: float = 1.0
     cumulative: bool = False
+    over: Over = Over.SUM
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from qmeter.spec.study import Study
 from qmeter.store.database import connect, quoted
 from qmeter.store.folder import StudyStore
 from qmeter.store.query import Rows, run_query
-from qmeter.store.tables import table_from
+from qmeter.store.tables import columns_of, table_from
 
 WITHOUT_TOKENS = tuple(name for name in TABLES if name != "tokens")
 TIME_DIGITS = 6
@@ -198,8 +198,11 @@ def _write_table(
     present = [(cell, file) for cell, file in sources if file.exists()]
     if not present:
         return
-    columns = ", ".join(_compact(column) for column in TABLES[name].dtypes)
-    parts = [f"SELECT '{cell}' AS cell_id, {columns} FROM read_parquet({quoted(file)})" for cell, file in present]
+    parts = []
+    for cell, file in present:
+        columns = columns_of(db, [file], TABLES[name])
+        shown = [made if " AS " in made else _compact(made.strip('"')) for made in columns]
+        parts.append(f"SELECT '{cell}' AS cell_id, {', '.join(shown)} FROM read_parquet({quoted(file)})")
     union = " UNION ALL ".join(parts)
     db.execute(f"COPY ({union}) TO {quoted(path)} (FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 19)")
 

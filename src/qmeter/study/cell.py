@@ -31,7 +31,7 @@ from qmeter.record import (
 from qmeter.spec.study import Cell
 from qmeter.spec.workload import ClosedArrivals, FixedLength, SyntheticPrompts, WorkloadSpec
 from qmeter.study.attribution import own_readings
-from qmeter.study.context import DeploymentContext
+from qmeter.study.context import DeploymentContext, reason_of
 from qmeter.telemetry.base import Sampler
 from qmeter.telemetry.prometheus import EngineSampler
 from qmeter.telemetry.recorder import Recorder
@@ -113,6 +113,10 @@ def measure_cell(bench: Bench, cell: Cell) -> Record:
             _require_completions(tables)
         except QMeterError as error:
             error.stage = error.stage or "load"
+            if isinstance(error, LoadError) and result.proof.failures:  # nothing came back, and the client is why
+                reasons = (*result.proof.failures, reason_of(error))
+                return context.record(cell, RecordKind.MEASURED, CellStatus.INVALID, reasons=reasons,
+                                      warnings=tuple(warnings), **seen)  # fmt: skip
             return context.failure(cell, error, warnings=tuple(warnings), **seen)
         found = analyse(tables, workload, series, idle_power=context.idle_power, seed=cell.seed)
         quality = dict(context.quality)

@@ -5,35 +5,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from qmeter import catalog
 from qmeter.catalog import Device, Method
+from qmeter.engines.table import TRAITS
 from qmeter.registry import nearest
 from qmeter.sources.base import SOURCES
 from qmeter.sources.prepare import split_source
 from qmeter.spec.explain import brief, unknown
 from qmeter.spec.study import EngineRef, ModelRef, Study, expand
 from qmeter.study.findings import Findings, HostFacts, known
-
-
-@dataclass(frozen=True)
-class EngineTraits:
-    """What a study may say of an engine: whether it attaches to a URL, starts a program, spans several devices."""
-
-    attached: bool = False
-    program: bool = False
-    parallel: frozenset[str] = frozenset()
-
-
-TRAITS = {
-    "openvino": EngineTraits(),
-    "llamacpp": EngineTraits(program=True, parallel=frozenset({"tp", "pp"})),
-    "vllm": EngineTraits(program=True, parallel=frozenset({"tp", "pp", "dp"})),
-    "endpoint": EngineTraits(attached=True, parallel=frozenset({"tp", "pp", "dp"})),
-}
-"""The built-in engines; one that a plug-in brings is not held to any of this."""
 
 KNOBS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "max_sequences": ("a whole number of at least 1", lambda v: _whole(v, 1)),

@@ -43,6 +43,8 @@ def run_study(
         cells = expand(study)
         records = store.records()
         require_known_cells(cells, records)
+        for former, now in {(c.deployment.former_id, c.deployment.id) for c in cells}:
+            store.adopt_deployment(former, now)
         pending = missing_cells(cells, records, retry_failed=retry_failed)
         warnings = changes(records) if pending else []
         listener(StudyStarted(study.name, str(store.folder), len(cells), len(cells) - len(pending)))
@@ -60,7 +62,8 @@ def run_study(
             standby.discard_all()
             for sampler in samplers:
                 sampler.close()
-        ended = _outcome(store, {cell.id for cell in cells}, time.monotonic() - started_s)
+        ids = {name for cell in cells for name in (cell.id, cell.former_id)}
+        ended = _outcome(store, ids, time.monotonic() - started_s)
     listener(ended)
     return ended
 
@@ -68,7 +71,7 @@ def run_study(
 def missing_cells(cells: list[Cell], records: list[Record], *, retry_failed: bool) -> list[Cell]:
     """The cells without a record, in order; with ``retry_failed`` also those whose record is not OK."""
     done = {r.cell_id for r in records if r.status is CellStatus.OK or not retry_failed}
-    return [cell for cell in cells if cell.id not in done]
+    return [cell for cell in cells if not done & {cell.id, cell.former_id}]
 
 
 def default_cache() -> Path:
