@@ -37,8 +37,9 @@ def run(
 ) -> None:
     """Run a study: every cell that its folder lacks, a record for each, then the report.
 
-    Exit codes: 0 every cell is measured and valid; 1 some are failed or invalid (their records say why);
-    2 the study is wrong, nothing was started; 3 another error; 130 interrupted (go on with resume).
+    Exit codes: 0 every cell is measured and valid; 1 some are failed or invalid (their records say why), or wait for
+    a host with more GPUs; 2 the study is wrong, nothing was started; 3 another error; 130 interrupted (go on with
+    resume).
     """
     study, warnings = open_study(study_file)
     _warn(warnings, as_json)
@@ -91,7 +92,7 @@ def _measure(study: Study, store: StudyStore, retry_failed: bool, as_json: bool,
 
 
 def _exit_code(ended: StudyEnded) -> int:
-    return 0 if ended.failed == ended.invalid == 0 else 1
+    return 0 if ended.failed == ended.invalid == ended.waiting == 0 else 1
 
 
 def _warn(warnings: Sequence[Reason], as_json: bool) -> None:

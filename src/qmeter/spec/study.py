@@ -136,6 +136,8 @@ class Study(Frozen):
     workloads: tuple[WorkloadSpec, ...] = Field(min_length=1)
     slo: SLO | None = None
     repeats: int = Field(default=1, ge=1, le=1000)
+    same_requests: bool = False
+    """Whether repeats send the same requests again: their spread is then the system's own, without the arrivals'."""
     seed: int = Field(default=1, ge=0)
     quality: QualitySpec = QualitySpec()
     telemetry: TelemetrySpec = TelemetrySpec()
@@ -221,7 +223,8 @@ def expand(study: Study) -> list[Cell]:
                 if any(all(axes.get(k) == v for k, v in rule.items()) for rule in study.exclude):
                     continue
                 filled = workload if workload.slo or not study.slo else workload.model_copy(update={"slo": study.slo})
-                seed = int(digest({"seed": study.seed, "workload": workload.name, "repeat": repeat}, 0)[:8], 16)
+                drawn = {"seed": study.seed, "workload": workload.name, "repeat": 0 if study.same_requests else repeat}
+                seed = int(digest(drawn, 0)[:8], 16)
                 cells.append(
                     Cell(deployment=deployment, workload=filled, repeat=repeat, seed=seed, quality=study.quality,
                          telemetry=study.telemetry, client=study.client)

@@ -22,27 +22,47 @@ _HOST = ("host.", "cpu.")
 
 
 def own_readings(
-    deployment: Deployment, launch: Launch | None, telemetry: Telemetry, series: Sequence[SeriesInfo]
+    deployment: Deployment,
+    launch: Launch | None,
+    telemetry: Telemetry,
+    series: Sequence[SeriesInfo],
+    devices: Sequence[int] | None = None,
 ) -> tuple[Telemetry, tuple[SeriesInfo, ...]]:
     """The readings of the devices that the deployment runs on.
 
     GPUs that it does not use are left out (their idle energy is not its own); of a server on another machine nothing
-    of this host is kept, and each series has that as its gap. What a recording plays back stays as it is.
+    of this host is kept, and each series has that as its gap. What a recording plays back stays as it is, but for the
+    GPUs that qMeter gave to others.
+
+    Args:
+        devices: the GPUs that qMeter placed it on; ``None``: not placed, it takes the first ones.
     """
     elsewhere = launch is not None and launch.argv is None and not _is_here(launch.base_url)
     most = gpus_of(deployment.engine.name, deployment.parallelism.devices)
+    mine = set(devices) if devices is not None else None if most is None else set(range(most))
     kept = []
     for info in series:
-        if info.source == REPLAY:
+        found = _GPU.match(info.name)
+        if info.source == REPLAY and devices is None:
             kept.append(info)
             continue
-        if (found := _GPU.match(info.name)) is not None and most is not None and int(found[1]) >= most:
+        if found is not None and mine is not None and int(found[1]) not in mine:
             continue
         foreign = elsewhere and (found is not None or info.name.startswith(_HOST))
         kept.append(info.model_copy(update={"gap": ELSEWHERE, "rate_hz": None}) if foreign else info)
+    kept += _silent(devices or (), kept)
     names = {info.name for info in kept if info.gap != ELSEWHERE}
-    mine = np.array([name in names for name in telemetry.series], dtype=bool)
-    return Telemetry(telemetry.series[mine], telemetry.t_s[mine], telemetry.value[mine]), tuple(kept)
+    own = np.array([name in names for name in telemetry.series], dtype=bool)
+    return Telemetry(telemetry.series[own], telemetry.t_s[own], telemetry.value[own]), tuple(kept)
+
+
+def _silent(devices: Sequence[int], kept: Sequence[SeriesInfo]) -> list[SeriesInfo]:
+    """A gap for each GPU of the deployment whose energy no sampler offers, where others' is: the sum is not the whole."""
+    powered = [info.name for info in kept if info.name.endswith((".energy_j", ".power_w"))]
+    seen = {int(m[1]) for name in powered if (m := _GPU.match(name))}
+    why = "no sampler gave a reading of this GPU"
+    lacking = [d for d in devices if seen and d not in seen]
+    return [SeriesInfo(name=f"gpu{d}.energy_j", unit="J", source="none", cumulative=True, gap=why) for d in lacking]
 
 
 def with_power(samplers: Sequence[Sampler]) -> list[Sampler]:
