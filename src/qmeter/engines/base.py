@@ -23,6 +23,8 @@ class Artifact:
         weight_bytes: bytes of weight tensors in the file, ``None`` if unknown.
         notes: what a reader must know ("the reference was itself quantized once (Q4_1)").
         tokenizer: tokenizer folder or file where it is not inside ``path``.
+        planned: it stands for one that is only made when the study runs: a dry run asks what the command would be, also
+            where the engine is not installed.
     """
 
     path: Path
@@ -31,6 +33,7 @@ class Artifact:
     weight_bytes: int | None = None
     notes: tuple[str, ...] = ()
     tokenizer: Path | None = None
+    planned: bool = False
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def own_readings(
 
 
 def _silent(devices: Sequence[int], kept: Sequence[SeriesInfo]) -> list[SeriesInfo]:
-    """A gap for each GPU of the deployment whose energy no sampler offers, where others' is: the sum is not the whole."""
+    """A gap for each GPU of the deployment whose energy no sampler offers where others' is: a sum would lack it."""
     powered = [info.name for info in kept if info.name.endswith((".energy_j", ".power_w"))]
     seen = {int(m[1]) for name in powered if (m := _GPU.match(name))}
     why = "no sampler gave a reading of this GPU"

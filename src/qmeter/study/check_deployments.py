@@ -45,7 +45,7 @@ def check(study: Study, host: HostFacts, findings: Findings) -> None:
     if cells > MAX_CELLS:
         findings.fault(("repeats",), f"the study has {cells} cells with {study.repeats} repeats; at most {MAX_CELLS}")
         return
-    device = None if study.device == "auto" else known(catalog.device, study.device)
+    device = host.device_of(study)
     for i, model in enumerate(study.models if not _all_attached(study) else ()):
         _source(i, model, findings)
     for i, engine in enumerate(study.engines):

@@ -68,7 +68,7 @@ class VllmEngine:
         flags = _flags(deployment)
         ref = deployment.engine
         own = ref.binary is None
-        if own and importlib.util.find_spec("vllm") is None:
+        if own and not artifact.planned and importlib.util.find_spec("vllm") is None:
             raise EngineUnavailable(
                 "vLLM is not installed for this Python", stage="launch",
                 hint="pip install vllm==0.25.1, or name its program in engines[].binary",
