@@ -2,8 +2,8 @@
 
 **Cross-check.** The driver refreshes instant power about ten times a second, whatever the sampling rate, so its
 integral over a window of length W is a sum of 10·W spot readings of a load that flickers, and differs from the energy
-counter by chance: with a standard deviation of ``scatter`` / √W, relative to the energy. The window that keeps Z of them within
-the tolerance is (Z · scatter / tolerance)².
+counter by chance: with a standard deviation of ``scatter`` / √W, relative to the energy. The window that keeps Z of
+them within the tolerance is (Z · scatter / tolerance)².
 
 **Repeats.** A repeat draws its arrivals anew. Over W seconds at λ requests a second their count varies by CV / √(λW),
 and with it J/token, by its elasticity: idle power and half-empty batches are shared among more or fewer tokens.

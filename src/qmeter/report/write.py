@@ -10,7 +10,7 @@ from qmeter.analysis.points import Deployment
 from qmeter.analysis.recommend import Recommendation
 from qmeter.analysis.summary import StudySummary, summarise
 from qmeter.record import Record
-from qmeter.report import evidence, hardware, pictures
+from qmeter.report import evidence, hardware, parallelism, pictures
 from qmeter.report.charts import Chart, altair
 from qmeter.report.context import page_parts
 from qmeter.report.export import write_csv, write_pictures, write_quantities
@@ -49,12 +49,18 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     charts, itl_note = _charts(summary, made, looks, results, records)
     tables = evidence.all_tables(summary, records)
     tables |= hardware.hardware_tables(summary, results, records, results.folder)
-    parts = page_parts(study, summary, records, made, notes, tables) | {"itl_note": itl_note}
+    tables["neighbours"] = parallelism.neighbours(summary, records)
+    found = parallelism.matrices(summary)
+    parts = page_parts(study, summary, records, made, notes, tables) | {
+        "itl_note": itl_note,
+        "matrices": found,
+    }
     out.mkdir(parents=True, exist_ok=True)
     page = out / "report.html"
     write_atomic(page, render(parts, charts, looks))
     for old in (p for part in ("tables", "charts") for p in (out / part).glob("*.*")):
         old.unlink()
+    tables |= {pictures.slug(f"matrix {k} {m.title}"): m.table for k, m in enumerate(found)}
     for name, table in tables.items():
         write_csv(out / "tables" / f"{name}.csv", [table.columns, *table.rows])
     write_quantities(out / "tables" / "quantities.csv", summary)
@@ -73,7 +79,7 @@ def _charts(
     itl_note = ""
     models = []
     for group in made:
-        mine = [d for d in summary.deployments if d.key.model == group.model]
+        mine = [d for d in summary.deployments if d.key.model == group.model and not d.key.beside]
         r = group.recommendation
         charts["pareto"] += pictures.pareto_charts(group.pareto, mine, looks)
         charts["load"] += pictures.load_charts(r, mine, looks)
@@ -87,6 +93,7 @@ def _charts(
             charts["quality"] += [quality] if quality else []
     if len(made) > 1:
         charts = {k: [_named(c, made) for c in group] for k, group in charts.items()}
+    charts["parallelism"] = parallelism.scaling_charts(summary, looks)
     return charts, itl_note
 
 
