@@ -91,7 +91,7 @@ def scaling_charts(summary: StudySummary, styles: Sequence[Style]) -> list[Chart
 def _speedup_rows(at: Sequence[tuple[Deployment, Point]], name: str) -> list[Row]:
     rows: list[Row] = []
     for d, p in at:
-        peers = [(o, q) for o, q in at if o.key.method == d.key.method and o.key.engine == d.key.engine]
+        peers = [(o, q) for o, q in at if _method(o) == _method(d)]
         base = min(peers, key=lambda pair: pair[0].key.gpus)
         first, mine = base[1].get(name), p.get(name)
         gained = ratio(mine, first) if metric(name).better.value == "higher" else ratio(first, mine)
@@ -108,7 +108,7 @@ def _row(d: Deployment, q: Quantity) -> Row | None:
         return None
     kind = d.key.parallelism.rstrip("0123456789") or "tp"
     return {
-        "method": d.key.method,
+        "method": _method(d),
         "kind": "tensor" if kind == "tp" else {"pp": "pipeline", "dp": "data"}.get(kind, d.key.parallelism),
         "label": d.key.label,
         "x": d.key.gpus,
@@ -117,6 +117,11 @@ def _row(d: Deployment, q: Quantity) -> Row | None:
         "y_high": q.value if q.high is None else q.high,
         "text": str(shown(q)),
     }
+
+
+def _method(d: Deployment) -> str:
+    """The deployment's label without its parallelism: engines and devices stay apart."""
+    return replace(d.key, parallelism="").label
 
 
 # Tables
@@ -152,11 +157,11 @@ def _best(d: Deployment, family: str, name: str) -> Point | None:
 
 def _matrix(mine: Sequence[Deployment], best: dict[str, Point | None], name: str, of: Measure) -> Table:
     columns = sorted({(d.key.gpus, d.key.parallelism) for d in mine}, key=lambda c: (c[0], c[1][:2] != "tp", c[1]))
-    methods = list(dict.fromkeys(d.key.method for d in mine))
+    methods = list(dict.fromkeys(_method(d) for d in mine))
     cells: dict[tuple[str, str], Quantity | None] = {}
     for d in mine:
         point = best[d.key.label]
-        cells[d.key.method, d.key.parallelism] = of(d, point, name) if point else None
+        cells[_method(d), d.key.parallelism] = of(d, point, name) if point else None
     values = [q.value for q in cells.values() if q is not None and q.value is not None]
     top = max(values, default=0.0)
     if 2 * values.count(top) > len(values):

@@ -135,6 +135,32 @@ def write_profile(store: StudyStore, folder: Path, *, with_tokens: bool = False)
     return folder
 
 
+KEPT = ("study.json", "roofline.json", "records.parquet", *(f"{name}.parquet" for name in TABLES))
+"""The files of a profile; nothing else is taken over from one made elsewhere."""
+
+
+def copy_profile(profile: Profile, folder: Path) -> Path:
+    """Copy a profile's own files into a new folder; returns it.
+
+    Raises:
+        StoreError: the folder exists.
+    """
+    if folder.exists():
+        raise StoreError(f"{folder} exists already", hint="choose another name with --name, or remove it")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    temporary.mkdir(parents=True)
+    try:
+        for name in KEPT:
+            source = profile.folder / name
+            if source.is_file() and not source.is_symlink():
+                shutil.copyfile(source, temporary / name)
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return folder
+
+
 def list_profiles() -> list[ProfileInfo]:
     """The shipped profiles and the ones added on this host; an added one hides a shipped one of its name."""
     found: dict[str, ProfileInfo] = {}
