@@ -139,7 +139,7 @@ def test_what_needs_more_gpus_waits_for_a_host_that_has_them(tmp_path: Path) -> 
     assert plan_groups(expand(what), 4)[1].waits is None
 
 
-def test_an_interrupt_ends_every_deployment(tmp_path: Path) -> None:
+def test_an_interrupt_ends_every_deployment_and_the_study_goes_on_in_pairs(tmp_path: Path) -> None:
     what = study(tmp_path, placement=(Placement.SIDE_BY_SIDE,))
 
     def interrupting(event: Event) -> None:
@@ -153,6 +153,14 @@ def test_an_interrupt_ends_every_deployment(tmp_path: Path) -> None:
     assert time.monotonic() - began_s < 40
     assert not [t for t in threading.enumerate() if t.name == "qmeter-deployment"]
     assert 1 <= len(store.records()) <= 2
+    # WHEN it goes on THEN what one of a pair lacks is measured as a pair again, and nothing else is
+    events: list[Event] = []
+    ended = run_study(what, store, listener=events.append, host=TWO)
+    assert ended.waiting == 0
+    records = store.records()
+    assert len(records) == 4
+    assert all(n.cell_id for r in records for n in r.neighbours) and all(r.neighbours for r in records)
+    assert sum(isinstance(e, CellEnded) for e in events) in (2, 4)
 
 
 @pytest.mark.parametrize(("gpus", "sizes"), [(1, []), (2, [2, 2]), (4, [4]), (8, [4])])

@@ -23,15 +23,15 @@ def devices(summary: StudySummary) -> list[str]:
 def comparison(summary: StudySummary) -> Table:
     """A row a quantity, method and load that two devices share: both values, and the change from the first device.
 
-    Loads are the same where the workload is the same in all but its name's spelling: its laws, lengths and SLO.
+    Loads are the same where name, lengths, arrival law and rate are.
     """
-    points: dict[tuple[DeploymentKey, str, str], dict[str, Point]] = {}
+    points: dict[tuple[DeploymentKey, str, str, float], dict[str, Point]] = {}
     for d in summary.deployments:
         for p in d.points if not d.key.beside else ():
-            alike = (replace(d.key, device="", qualifier=""), p.family, p.workload)
+            alike = (replace(d.key, device="", qualifier=""), p.family, p.workload, p.load.value)
             points.setdefault(alike, {})[d.key.device] = p
     rows = []
-    for (key, _, workload), found in points.items():
+    for (key, _, workload, _), found in points.items():
         first, *others = found
         for other in others:
             for name, label in COMPARED:

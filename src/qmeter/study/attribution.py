@@ -11,7 +11,7 @@ import numpy as np
 
 from qmeter.engines.base import Launch
 from qmeter.engines.table import gpus_of
-from qmeter.record import Quantity, SeriesInfo, Telemetry
+from qmeter.record import Quantity, Reason, SeriesInfo, Telemetry
 from qmeter.spec.study import Deployment
 from qmeter.telemetry.base import Sampler
 from qmeter.telemetry.replay import REPLAY
@@ -63,6 +63,32 @@ def _silent(devices: Sequence[int], kept: Sequence[SeriesInfo]) -> list[SeriesIn
     why = "no sampler gave a reading of this GPU"
     lacking = [d for d in devices if seen and d not in seen]
     return [SeriesInfo(name=f"gpu{d}.energy_j", unit="J", source="none", cumulative=True, gap=why) for d in lacking]
+
+
+HELD = 0.5
+"""Share of its even part of the weights that each GPU must be seen to hold (pipeline stages are uneven)."""
+
+
+def misplaced(devices: Sequence[int] | None, weight_bytes: int | None, telemetry: Telemetry) -> Reason | None:
+    """Why a deployment does not run on the GPUs it was given: one of them holds no share of its weights.
+
+    Energy would then be an idle GPU's. ``None`` where it runs there, or nothing tells.
+    """
+    if not devices or not weight_bytes:
+        return None
+    least = HELD * weight_bytes / len(devices)
+    used = {d: telemetry.of(f"gpu{d}.memory_used_bytes")[1] for d in devices}
+    empty = [d for d, values in used.items() if len(values) and float(values.max()) < least]
+    if not empty:
+        return None
+    seen = ", ".join(f"gpu{d} {float(used[d].max()) / 2**30:.1f} GiB" for d in empty)
+    return Reason(
+        kind="wrong_gpu",
+        stage="load",
+        message=f"a GPU that the deployment was given holds too little for its weights: {seen}, at least "
+        f"{least / 2**30:.1f} GiB expected",
+        hint="check what CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER say on this host: GPUs are counted as NVML does",
+    )
 
 
 def with_power(samplers: Sequence[Sampler]) -> list[Sampler]:

@@ -30,7 +30,7 @@ from qmeter.record import (
 )
 from qmeter.spec.study import Cell, ClientSpec, Placement
 from qmeter.spec.workload import ClosedArrivals, FixedLength, SyntheticPrompts, WorkloadSpec
-from qmeter.study.attribution import own_readings
+from qmeter.study.attribution import misplaced, own_readings
 from qmeter.study.context import DeploymentContext, reason_of
 from qmeter.telemetry.base import Sampler
 from qmeter.telemetry.prometheus import EngineSampler
@@ -136,7 +136,9 @@ def measure_cell(bench: Bench, cell: Cell) -> Record:
             from qmeter.quality.tasks import grade_requests
 
             quality.update(grade_requests(tables.requests))
-    reasons = (*result.proof.failures, *_without_company(context, cell))
+    weights = bench.server.effective.weight_bytes
+    elsewhere = misplaced(context.devices, weights, tables.telemetry)
+    reasons = (*result.proof.failures, *_without_company(context, cell), *([elsewhere] if elsewhere else []))
     return context.record(
         cell,
         RecordKind.MEASURED,
