@@ -20,7 +20,7 @@ RANKS: list[set[str]] = [
     {"catalog"},
     {"workload"},
     {"telemetry", "engines", "sources", "load", "quantize"},
-    {"quality"},
+    {"quality", "router"},
     {"store", "profiles"},
     {"analysis"},
     {"simulate"},
