@@ -24,6 +24,7 @@ RANKS: list[set[str]] = [
     {"store", "profiles"},
     {"analysis"},
     {"simulate"},
+    {"capacity"},
     {"study"},
     {"plan", "schedule", "tune"},
     {"report"},
