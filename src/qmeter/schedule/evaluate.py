@@ -69,10 +69,11 @@ def evaluate(spec: ScheduleSpec, choice: Choice, day: Day, course: Course) -> Ou
         total = end + out_s - day.at_s
     broken = _broken(spec, day, ttft, tpot, total)
     load_j, idle_j, off_j, energy = _energy(spec, choice, fleet, result)
+    classes = range(len(spec.classes))
     starts = sum(1 for e in fleet.events if e.change is Change.START)
     return Outcome(
         course, energy, load_j, off_j, idle_j, float(broken.mean()),
-        tuple(float(broken[day.group == c].mean()) if (day.group == c).any() else 0.0 for c in range(len(spec.classes))),
+        tuple(float(broken[day.group == c].mean()) if (day.group == c).any() else 0.0 for c in classes),
         _quality(spec, kinds, day, kind_of), starts, int(np.isnan(end).sum()),
         tuple(float((kind_of == k).mean()) for k in range(len(kinds))),
         float(np.nanquantile(ttft, 0.99)), float(np.nanquantile(tpot, 0.99)),

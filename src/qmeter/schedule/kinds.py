@@ -100,11 +100,11 @@ def choose(spec: ScheduleSpec, say: Callable[[str], None] = lambda _: None, prec
         together = sustain(offer, mix if len(serving) == len(loads) else Mix((loads[serving[0]],)), seed=spec.seed,
                            precision=precision)  # fmt: skip
         kinds.append(_kind(spec, name, offer, cap, rates, together.rate_hz.value or 0.0, together.curve, notes))
-    for i, c in enumerate(spec.classes):
+    for i in range(len(spec.classes)):
         if not any(k.capacity_hz[i] > 0 for k in kinds):
             said = "; ".join(dict.fromkeys(w[i] for w in why.values())) or "no deployment keeps it"
             raise _fault(("classes", i, "slo"), f"no deployment can keep it: {said}",
-                         "loosen the limit beyond the zero-load latency, or add faster deployments to the records")  # fmt: skip
+                         "loosen the limit beyond the zero-load latency, or add faster deployments")  # fmt: skip
     return Choice(tuple(_useful(kinds, spec, notes)), off, tuple(notes))
 
 
@@ -162,8 +162,8 @@ def _with_quality(spec: ScheduleSpec, found: list[tuple[Offer, float | None]], n
             best, bound = min(known, key=lambda p: p[1] if lower else -p[1])
             if bound > floor if lower else bound < floor:
                 word = "ceiling" if lower else "floor"
-                raise _fault(path, f"the {word} {floor:g} cannot be kept: the best, {best.method}, has {bound:g} at its "
-                             "interval's worse end", f"set a {word} that {best.method} reaches")  # fmt: skip
+                raise _fault(path, f"the {word} {floor:g} cannot be kept: the best, {best.method}, has {bound:g} at "
+                             "its interval's worse end", f"set a {word} that {best.method} reaches")  # fmt: skip
     needed = {name for c in spec.classes for name in c.quality}
     lacking = {o.method: [n for n in needed if o.bound(n) is None] for o, _ in out}
     for method, names in lacking.items():
@@ -188,7 +188,9 @@ def _off_power(spec: ScheduleSpec, name: str, found: list[tuple[Offer, float | N
         raise _fault(("fleet", name, "off_power"), "the records do not say what a device draws with nothing loaded",
                      "give it in watts, as in 'off_power: 75' (0 where devices are powered off)")  # fmt: skip
     value = float(np.min(seen))
-    notes.append(f"an empty {name} draws {value:.0f} W, the lowest idle power that the records measured before a launch")
+    notes.append(
+        f"an empty {name} draws {value:.0f} W, the lowest idle power that the records measured before a launch"
+    )
     return value
 
 
@@ -229,7 +231,9 @@ def _useful(kinds: list[Kind], spec: ScheduleSpec, notes: list[str]) -> list[Kin
         ratio = min((y / x for x, y in zip(a.capacity_hz, b.capacity_hz, strict=True) if x > 0), default=1.0)
         work = [f * ratio for f in BANDS]
         cheaper = all(float(np.interp(w, BANDS, a.power_w)) <= p for w, p in zip(work, b.power_w, strict=True))
-        finer = all(a.quality[n] <= b.quality[n] if lower_is_better(n) else a.quality[n] >= b.quality[n] for n in needed)
+        finer = all(
+            a.quality[n] <= b.quality[n] if lower_is_better(n) else a.quality[n] >= b.quality[n] for n in needed
+        )
         return better and cheaper and finer and a.load_s <= 2 * b.load_s + 60
 
     kept: list[Kind] = []

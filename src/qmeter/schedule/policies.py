@@ -45,6 +45,11 @@ class Course:
     gap: float = 0.0
 
 
+def slot_times(spec: ScheduleSpec) -> F64:
+    """When each slot begins, shape (slots,). Units: s."""
+    return np.asarray(np.arange(spec.slots) * spec.slot, dtype=np.float64)
+
+
 def static_peak(spec: ScheduleSpec, choice: Choice, day: Day) -> Course:
     """The cheapest constant fleet, of any mix of kinds, that holds the day's peak and keeps the floors."""
     peak = np.repeat(day.peak_hz.max(axis=1, keepdims=True), spec.slots, axis=1)
@@ -56,7 +61,7 @@ def clairvoyant(spec: ScheduleSpec, choice: Choice, day: Day) -> Course:
     """The optimum over the whole day with its true rates."""
     problem = Problem(spec, choice.kinds, choice.off_w, day.mean_hz, day.peak_hz)
     solution = _asked(spec, problem)
-    times = np.arange(spec.slots) * spec.slot
+    times = slot_times(spec)
     return Course("clairvoyant", "clairvoyant optimum", times, solution.n, solution.shares, solution, gap=solution.gap)
 
 
@@ -67,7 +72,7 @@ def planned(spec: ScheduleSpec, choice: Choice, day: Day) -> Course:
         solution = optimise(problem)
     except Infeasible:
         solution = _asked(spec, replace(problem, peak_hz=day.peak_hz))
-    times = np.arange(spec.slots) * spec.slot
+    times = slot_times(spec)
     return Course("planned", "planned from the forecast", times, solution.n, solution.shares, solution)
 
 
@@ -95,7 +100,7 @@ def rolling(spec: ScheduleSpec, choice: Choice, day: Day, seed: int, tick: Calla
         before = solution.n[0]
         _bank(spec, choice.kinds, banked, day.mean_hz[:, t], solution.shares[0])
         tick(t)
-    times = np.arange(spec.slots) * spec.slot
+    times = slot_times(spec)
     return Course("schedule", "rolling schedule", times, np.array(n), np.array(shares), gap=max(gaps))
 
 
@@ -147,14 +152,18 @@ def reactive(spec: ScheduleSpec, choice: Choice, day: Day) -> Course:
     want = np.clip(np.ceil(work / spec.reactive.target), 1, count).astype(np.int64)
     hold = max(1, round(spec.reactive.cool_down / step_s))
     lag = math.ceil(kind.load_s / step_s)
-    desired = np.array([want[max(0, t - hold) : max(t, 1)].max() for t in range(ticks)])  # known at the interval's start
+    desired = np.array(
+        [want[max(0, t - hold) : max(t, 1)].max() for t in range(ticks)]
+    )  # known at the interval's start
     n = np.array([desired[max(0, t - lag) : t + 1].min() for t in range(ticks)])  # what was wanted a start ago is ready
     changed = np.flatnonzero(np.diff(n, prepend=-1))
     rows = np.zeros((len(changed), len(choice.kinds)), dtype=np.int64)
     rows[:, best] = n[changed]
     shares = np.zeros((len(changed), len(spec.classes), len(choice.kinds)))
     shares[:, :, best] = 1.0
-    return Course("reactive", f"reactive autoscaling of {kind.name}", changed * step_s, rows, shares)
+    return Course(
+        "reactive", f"reactive autoscaling of {kind.name}", np.asarray(changed * step_s, dtype=np.float64), rows, shares
+    )
 
 
 def _one_kind(spec: ScheduleSpec, choice: Choice, day: Day) -> int | None:
@@ -187,7 +196,7 @@ def _scaled_mix(spec: ScheduleSpec, choice: Choice, day: Day) -> Course:
     seen = np.concatenate([load[:1], load[:-1]])
     n = np.ceil(static.n[0][None, :] * np.minimum(seen / top, 1.0)[:, None]).astype(np.int64)
     n = np.maximum(n, (static.n[0] > 0).astype(np.int64)[None, :])
-    times = np.arange(spec.slots) * spec.slot
+    times = slot_times(spec)
     shares = np.repeat(static.shares, spec.slots, axis=0)
     return Course("reactive", "reactive scaling of the static mix", times, n, shares)
 

@@ -127,6 +127,7 @@ class ScheduleSpec(Frozen):
         slot: length of a time slot, a whole number of them a day. headroom: share of a replica's capacity that is
             planned to be used at the highest five minutes of a slot.
         switch_energy: joules of a start besides those of loading (wear, or a penalty against restlessness).
+        days: simulated days, each drawn anew; two or more give intervals.
     """
 
     qmeter_scheduling: Literal[1]
@@ -144,6 +145,7 @@ class ScheduleSpec(Frozen):
     slot: DurationS = 1800.0
     headroom: float = Field(default=0.95, gt=0, le=1)
     switch_energy: float = Field(default=0.0, ge=0)
+    days: int = Field(default=1, ge=1, le=100)
     seed: int = Field(default=1, ge=0)
 
     @property
