@@ -87,7 +87,7 @@ def brute_force(spec: ScheduleSpec, kinds: tuple[Kind, ...], off_w: float, mean:
                 rates = {**dict(zip(others, work, strict=True)), free: left}
                 if all(-1e-9 <= rates[i] <= most[i] + 1e-9 for i in rates):
                     watts = sum(
-                        c * (np.interp(max(rates[i], 0) / (kinds[i].capacity_hz[0] * c), BANDS, kinds[i].power_w) - off_w)
+                        c * (np.interp(max(rates[i], 0) / kinds[i].capacity_hz[0] / c, BANDS, kinds[i].power_w) - off_w)
                         for i, c in enumerate(n) if c
                     )  # fmt: skip
                     best = min(best, watts * slot_s)
