@@ -1,5 +1,5 @@
-"""The scheduling bar: on days made from the Azure traces, the share of the clairvoyant optimum's saving over static peak
-that the rolling schedule has, and its SLO violations beside the optimum's.
+"""The scheduling bar on days made from the Azure traces: the share of the clairvoyant optimum's saving over static
+peak that the rolling schedule has, and its SLO violations beside the optimum's.
 
     python benchmarks/schedule/azure_day.py TRACES [--days 1] [--error 0.15] [--conv 20] [--code 6] [--count 8]
 
@@ -56,14 +56,15 @@ def main() -> None:
     for text in (*words.reasons(answer), *words.caveats(answer)):
         print(" ", text)
     for name in NAMES:
-        first = answer.outcomes[name][0]
-        print(f"{first.course.title:32} {words.kwh(answer.energy_j(name)):>24} kWh  saves {words.percent(answer.saving(name)):>22}"
-              f"  of the oracle's {words.percent(answer.closed(name)):>22}  beyond SLO {words.percent(answer.violations(name))}"
-              f"  starts {first.starts}  gap {first.course.gap:.2%}  {first.course.seconds:.0f} s")  # fmt: skip
-    closed, worse = answer.closed("schedule").value or 0.0, answer.violations("schedule").value or 0.0
+        first = answer.outcomes[name][0].course
+        saves, closed = words.percent(answer.saving(name)), words.percent(answer.closed(name))
+        print(f"{first.title:32} {words.kwh(answer.energy_j(name)):>22} kWh  saves {saves:>20}  of the oracle's "
+              f"{closed:>20}  beyond SLO {words.percent(answer.violations(name))}  starts "
+              f"{answer.outcomes[name][0].starts}  gap {first.gap:.2%}  {first.seconds:.0f} s")  # fmt: skip
+    share, worse = answer.closed("schedule").value or 0.0, answer.violations("schedule").value or 0.0
     worse -= answer.violations("clairvoyant").value or 0.0
-    print(f"bars: {closed:.1%} of the saving (at least 80%), violations {worse:+.2%} above the optimum's (at most 1%)")
-    sys.exit(closed < 0.8 or worse > 0.01)
+    print(f"bars: {share:.1%} of the saving (at least 80%), violations {worse:+.2%} above the optimum's (at most 1%)")
+    sys.exit(share < 0.8 or worse > 0.01)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,8 @@ def one(truth: GroundTruth, url: str, rate: float, seconds: float, seed: int) ->
     lost = int((result.requests.status != RequestStatus.OK).sum())
     itl = np.abs(wrong.itl_s) if len(wrong.itl_s) else np.array([np.nan])
     return {"ttft_p50": float(np.nanpercentile(sent, 50)), "ttft_p99": float(np.nanpercentile(sent, 99)),
-            "itl_p50": float(np.percentile(itl, 50)), "itl_p99": float(np.percentile(itl, 99)), "lost": lost}  # fmt: skip
+            "itl_p50": float(np.percentile(itl, 50)), "itl_p99": float(np.percentile(itl, 99)),
+            "lost": lost}  # fmt: skip
 
 
 def main() -> None:
@@ -91,9 +92,9 @@ def compare(truth: GroundTruth, routed_url: str, rate: float, args: argparse.Nam
             runs[name].append(one(truth, url, rate, args.seconds, seed))
     middle = {name: {key: statistics.median(r[key] for r in found) for key in found[0]} for name, found in runs.items()}
     for name, m in middle.items():
-        print(f"{rate:6.0f}/s {name:7} TTFT beyond the truth p50 {m['ttft_p50'] * 1e3:6.3f} p99 {m['ttft_p99'] * 1e3:6.3f}"
-              f" ms, ITL error p50 {m['itl_p50'] * 1e3:6.3f} p99 {m['itl_p99'] * 1e3:6.3f} ms, lost {m['lost']:.0f}",
-              flush=True)  # fmt: skip
+        shown = {key: f"{value * 1e3:.3f}" for key, value in m.items() if key != "lost"}
+        print(f"{rate:6.0f}/s {name:7} TTFT beyond the truth p50 {shown['ttft_p50']} p99 {shown['ttft_p99']} ms, ITL "
+              f"error p50 {shown['itl_p50']} p99 {shown['itl_p99']} ms, lost {m['lost']:.0f}", flush=True)  # fmt: skip
     added = {key: (middle["routed"][key] - middle["direct"][key]) * 1e3 for key in ("ttft_p50", "ttft_p99")}
     print(f"{rate:6.0f}/s the router adds TTFT p50 {added['ttft_p50']:.3f} ms, p99 {added['ttft_p99']:.3f} ms "
           f"(medians of {args.runs})", flush=True)  # fmt: skip
