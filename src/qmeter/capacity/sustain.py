@@ -32,7 +32,7 @@ class Precision:
     """How hard to look.
 
     Attributes:
-        requests: in each simulation (more where a class is rare).
+        requests: in each simulation (more where a class is rare, or for a pool: a quarter of them a replica).
         warmup_share: of them that do not count: the queue starts empty.
         tolerance: relative width at which the bisection stops.
         sure: ``True``: the lower 95% bound of the share must reach the percentile (batch means), so that fresh
@@ -122,6 +122,7 @@ def sustain(
     replicas: int = 1,
     seed: int = 1,
     draws: int = 0,
+    near: float | None = None,
     precision: Precision | None = None,
     curve: bool = True,
     allow_extrapolation: bool = False,
@@ -136,6 +137,7 @@ def sustain(
         mix: the classes, each with its lengths and its own SLO, and their shares; ``Mix((one_class,))`` for one.
         replicas: pool size: behind a least-loaded router several replicas sustain more each than one alone.
         draws: calibration draws behind ``rate_hz``'s interval; 0: none.
+        near: where the rate is expected, to look there first. Units: 1/s.
         curve: simulate the power curve too.
         allow_extrapolation: answer beyond the calibration's support, with notes.
 
@@ -143,10 +145,10 @@ def sustain(
         AnalysisError: a request that can never run, or a question that the calibration does not cover.
     """
     how = precision or Precision()
-    requests = sample(mix, how.requests, seed)
+    requests = sample(mix, max(how.requests, how.requests * replicas // 4), seed)
     pool = Pool.of(offer, replicas, seed=seed)
     search = _Search(offer, requests, how)
-    rate, binds = search.highest(pool)
+    rate, binds = search.highest(pool, near)
     if rate == 0.0:
         idle = _idle_point(offer)
         return Capacity(offer.name, mix, Quantity.of(0.0, "1/s", why=binds), (idle,), binds, replicas)
