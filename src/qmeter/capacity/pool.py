@@ -6,7 +6,7 @@ end's delays count: TTFT = input_s + (spacing) + first token + output_s + output
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,8 @@ I64 = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 LIMITS = ("TTFT", "TPOT", "E2E")
+NOISES = 8
+"""Streams of step noise that a pool's replicas share: with one, all would have their slow spells together."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Pool:
     """Replicas of one offer, ready to simulate: the fitted parameters, or one bootstrap draw of them."""
 
     rules: Rules
-    model: StepModel
+    models: tuple[StepModel, ...]
     replicas: int
     has_energy: bool
     router: str = "least-loaded"
@@ -79,7 +81,15 @@ class Pool:
     def of(cls, offer: Offer, replicas: int = 1, *, draw: int | None = None, seed: int = 0) -> Pool:
         """``replicas`` of an offer. ``draw``: bootstrap draw (``None``: the fit); ``seed``: of step noise and draw."""
         c = offer.calibration
-        return cls(c.scheduler(), c.step_model(draw, seed), replicas, c.energy is not None)
+        first = c.step_model(draw, seed)
+        others = [c.step_model(None, seed + 7919 * k) for k in range(1, min(replicas, NOISES))]
+        noises = [replace(first, noise_decode=m.noise_decode, noise_mixed=m.noise_mixed) for m in others]
+        return cls(c.scheduler(), (first, *noises), replicas, c.energy is not None)
+
+    @property
+    def model(self) -> StepModel:
+        """Step time and energy of the first replica; the others differ in their noise alone."""
+        return self.models[0]
 
     def serve(self, requests: Sample, rate_hz: float) -> Served:
         """Serve a sample sent at ``rate_hz`` requests a second a replica.
@@ -102,14 +112,15 @@ class Pool:
         rate = len(n) / max(float(sent_s[-1]), 1e-9) / self.replicas
         return Served(sent_s, first - sent_s, tpot, end - sent_s, requests.group, power, busy_s / time_s, rate)
 
-    def _one(self, load: SimLoad) -> tuple[F64, F64, float, float, float]:
-        r = simulate(at_scheduler(load, self.model), self.rules, self.model)
+    def _one(self, load: SimLoad, replica: int = 0) -> tuple[F64, F64, float, float, float]:
+        model = self.models[replica % len(self.models)]
+        r = simulate(at_scheduler(load, model), self.rules, model)
         first, end = self._stamped(r.first_s, r.end_s)
         return first, end, r.energy_j, r.busy_s, r.end_of_work_s
 
     def _many(self, load: SimLoad) -> tuple[F64, F64, float, float, float]:
-        kind = ReplicaKind("replica", self.rules, self.model)
-        fleet = Fleet((kind,), (0,) * self.replicas, router=self.router)
+        kinds = tuple(ReplicaKind("replica", self.rules, m) for m in self.models)
+        fleet = Fleet(kinds, tuple(r % len(kinds) for r in range(self.replicas)), router=self.router)
         moved = SimLoad(load.arrival_s + self.model.input_s, load.prompt, load.output)
         r = run_fleet(fleet, moved)
         if self.model.spacing_s:
@@ -127,7 +138,7 @@ class Pool:
         for replica in range(self.replicas):
             own = np.flatnonzero(home == replica)
             if len(own):
-                f, e, j, b, s = self._one(SimLoad(load.arrival_s[own], load.prompt[own], load.output[own]))
+                f, e, j, b, s = self._one(SimLoad(load.arrival_s[own], load.prompt[own], load.output[own]), replica)
                 first[own], end[own] = f, e
                 joules, busy, span = joules + j, busy + b, max(span, s)
         return first, end, joules, busy, span

@@ -32,7 +32,7 @@ class Precision:
     """How hard to look.
 
     Attributes:
-        requests: in each simulation (more where a class is rare).
+        requests: in each simulation (more where a class is rare, or for a pool: a quarter of them a replica).
         warmup_share: of them that do not count: the queue starts empty.
         tolerance: relative width at which the bisection stops.
         sure: ``True``: the lower 95% bound of the share must reach the percentile (batch means), so that fresh
@@ -99,6 +99,7 @@ class Capacity:
         replicas: size of the pool it was found with.
         draws_hz: the rate that each calibration draw sustains.
         notes: questions near the edge of the calibration.
+        lonely_s: where even a lone request breaks a limit: what that limit would have to be. Units: s.
     """
 
     offer: str
@@ -109,6 +110,7 @@ class Capacity:
     replicas: int = 1
     draws_hz: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
+    lonely_s: float | None = None
 
     def power_w(self, rate_hz: float) -> float:
         """Mean power of a replica at a rate, interpolated (held beyond the curve's end). Units: W."""
@@ -122,6 +124,7 @@ def sustain(
     replicas: int = 1,
     seed: int = 1,
     draws: int = 0,
+    near: float | None = None,
     precision: Precision | None = None,
     curve: bool = True,
     allow_extrapolation: bool = False,
@@ -136,6 +139,7 @@ def sustain(
         mix: the classes, each with its lengths and its own SLO, and their shares; ``Mix((one_class,))`` for one.
         replicas: pool size: behind a least-loaded router several replicas sustain more each than one alone.
         draws: calibration draws behind ``rate_hz``'s interval; 0: none.
+        near: where the rate is expected, to look there first. Units: 1/s.
         curve: simulate the power curve too.
         allow_extrapolation: answer beyond the calibration's support, with notes.
 
@@ -143,13 +147,16 @@ def sustain(
         AnalysisError: a request that can never run, or a question that the calibration does not cover.
     """
     how = precision or Precision()
-    requests = sample(mix, how.requests, seed)
+    requests = sample(mix, max(how.requests, how.requests * replicas // 4), seed)
     pool = Pool.of(offer, replicas, seed=seed)
     search = _Search(offer, requests, how)
-    rate, binds = search.highest(pool)
+    rate, binds = search.highest(pool, near)
     if rate == 0.0:
         idle = _idle_point(offer)
-        return Capacity(offer.name, mix, Quantity.of(0.0, "1/s", why=binds), (idle,), binds, replicas)
+        least = search.lonely(pool, binds)
+        words = f"{binds}{least[0]}"
+        return Capacity(offer.name, mix, Quantity.of(0.0, "1/s", why=words), (idle,), words, replicas,
+                        lonely_s=least[1])  # fmt: skip
     notes = _covered(offer, pool, requests, rate, allow_extrapolation)
     found = [search.highest(Pool.of(offer, replicas, draw=d, seed=seed), near=rate)[0] for d in range(draws)]
     points = [_idle_point(offer)] + [search.point(pool, rate, f) for f in (FRACTIONS if curve else (1.0,))]
@@ -216,7 +223,7 @@ class _Search:
             low = top / LONELY
             why = self.broken(pool, low)
             if why:
-                return 0.0, self._zero_load(pool, low, why)
+                return 0.0, why
         while high - low > self.how.tolerance * high:
             middle = (low + high) / 2
             why = self.broken(pool, middle)
@@ -228,17 +235,18 @@ class _Search:
         served = pool.serve_times(np.zeros(len(self.requests)), self.requests)
         return len(self.requests) / float(served.e2e_s.max()) / pool.replicas
 
-    def _zero_load(self, pool: Pool, rate: float, why: str) -> str:
+    def lonely(self, pool: Pool, why: str) -> tuple[str, float | None]:
+        """What there is to say of a limit that even lone requests break, and what it would have to be."""
         if why.startswith("power"):
-            return f"{why} is exceeded at any load"
-        served = pool.serve(self.requests, rate)
+            return " is exceeded at any load", None
+        served = pool.serve(self.requests, self._saturated(pool) / LONELY)
         name, _, limit = why.partition(": ")
         at, one = next((i, c) for i, c in enumerate(self.requests.mix.classes) if c.name == name)
         values = {"TTFT": served.ttft_s, "TPOT": served.tpot_s, "E2E": served.e2e_s}[limit][served.group == at]
         asked = {"TTFT": one.slo.ttft, "TPOT": one.slo.tpot, "E2E": one.slo.e2e}[limit]
         there = float(np.nanquantile(values, one.slo.percentile))
-        return (f"{name}: the {limit} limit of {asked or 0:.4g} s is below the zero-load {limit} of {there:.4g} s "
-                f"(at {one.slo.percentile:.0%} of requests)")  # fmt: skip
+        share = f"{one.slo.percentile:.4g} of requests"
+        return f" limit of {asked or 0:.4g} s is below the zero-load {limit} of {there:.4g} s (for {share})", there
 
 
 def _covered(offer: Offer, pool: Pool, requests: Sample, rate: float, allow: bool) -> tuple[str, ...]:
