@@ -43,8 +43,8 @@ class Day:
         return len(self.at_s)
 
 
-def lengths_of(c: TrafficClass) -> LengthLaw:
-    """The class's law of lengths: the trace's pairs, or two laws.
+def lengths_of(c: TrafficClass, longest_tokens: int | None = None) -> LengthLaw:
+    """The class's law of lengths: the trace's pairs (those that are not too long), or two laws.
 
     Raises:
         SpecError: the trace cannot be read.
@@ -52,7 +52,17 @@ def lengths_of(c: TrafficClass) -> LengthLaw:
     if c.trace is None:
         return Drawn(c.prompt_tokens, c.output_tokens)
     trace = _trace(c)
-    return Empirical(tuple(int(p) for p in trace.prompt_tokens), tuple(int(o) for o in trace.output_tokens))
+    total = trace.prompt_tokens.astype(np.int64) + trace.output_tokens
+    keep = total <= (longest_tokens or total.max())
+    return Empirical(tuple(int(p) for p in trace.prompt_tokens[keep]), tuple(int(o) for o in trace.output_tokens[keep]))
+
+
+def too_long(c: TrafficClass, longest_tokens: int) -> float:
+    """Share of a trace's requests that no engine here accepts; 0 without a trace."""
+    if c.trace is None:
+        return 0.0
+    trace = _trace(c)
+    return float((trace.prompt_tokens.astype(np.int64) + trace.output_tokens > longest_tokens).mean())
 
 
 def make_day(spec: ScheduleSpec, seed: int, longest_tokens: int | None = None) -> Day:

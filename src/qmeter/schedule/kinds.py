@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qmeter.capacity import (
+    Capacity,
     ClassLoad,
     Mix,
     Offer,
@@ -19,10 +20,10 @@ from qmeter.capacity import (
     quality_by_method,
     sustain,
 )
-from qmeter.errors import SpecError
+from qmeter.errors import AnalysisError, SpecError
 from qmeter.record import Quantity
 from qmeter.registry import nearest
-from qmeter.schedule.day import lengths_of
+from qmeter.schedule.day import lengths_of, too_long
 from qmeter.schedule.spec import ScheduleSpec
 from qmeter.store import open_results
 
@@ -72,6 +73,8 @@ class Choice:
     kinds: tuple[Kind, ...]
     off_w: Mapping[str, float]
     notes: tuple[str, ...]
+    longest_tokens: int
+    """Longest prompt and output together that all of them accept."""
 
 
 def choose(spec: ScheduleSpec, say: Callable[[str], None] = lambda _: None, precision: Precision | None = None
@@ -84,28 +87,45 @@ def choose(spec: ScheduleSpec, say: Callable[[str], None] = lambda _: None, prec
     found, notes = _offers(spec, say)
     found = _with_quality(spec, found, notes)
     off = {name: _off_power(spec, name, found, notes) for name in spec.fleet}
-    loads = tuple(ClassLoad(c.name, lengths_of(c), c.slo) for c in spec.classes)
+    longest = min(o.calibration.scheduler().longest_tokens for o, _ in found)
+    for c in spec.classes:
+        if share := too_long(c, longest):
+            notes.append(f"{c.name}: {share:.1%} of its trace's requests exceed {longest} tokens, the engine's limit, and "
+                         "are left out")  # fmt: skip
+    loads = tuple(ClassLoad(c.name, lengths_of(c, longest), c.slo) for c in spec.classes)
     mix = Mix(loads, tuple(c.rate for c in spec.classes))
     kinds, why = [], {}
     for offer, cap in found:
         name = f"{offer.method}@{cap:.0f}W" if cap else offer.method
         name = name if len(spec.fleet) == 1 else f"{name}-{offer.device}"
         say(f"capacity of {name}")
-        alone = [sustain(offer, Mix((one,)), seed=spec.seed, precision=precision, curve=False) for one in loads]
+        alone = [_sustained(spec, offer, Mix((one,)), precision, curve=False) for one in loads]
         rates = [a.rate_hz.value or 0.0 for a in alone]
         if not any(rates):
             why[name] = [a.binds for a in alone]
             continue
         serving = [i for i, r in enumerate(rates) if r > 0]
-        together = sustain(offer, mix if len(serving) == len(loads) else Mix((loads[serving[0]],)), seed=spec.seed,
-                           precision=precision)  # fmt: skip
+        both = mix if len(serving) == len(loads) else Mix((loads[serving[0]],))
+        together = _sustained(spec, offer, both, precision, curve=True)
+        notes += [f"beyond the calibration: {n}" for n in together.notes if f"beyond the calibration: {n}" not in notes]
         kinds.append(_kind(spec, name, offer, cap, rates, together.rate_hz.value or 0.0, together.curve, notes))
     for i in range(len(spec.classes)):
         if not any(k.capacity_hz[i] > 0 for k in kinds):
             said = "; ".join(dict.fromkeys(w[i] for w in why.values())) or "no deployment keeps it"
             raise _fault(("classes", i, "slo"), f"no deployment can keep it: {said}",
                          "loosen the limit beyond the zero-load latency, or add faster deployments")  # fmt: skip
-    return Choice(tuple(_useful(kinds, spec, notes)), off, tuple(notes))
+    return Choice(tuple(_useful(kinds, spec, notes)), off, tuple(notes), longest)
+
+
+def _sustained(spec: ScheduleSpec, offer: Offer, mix: Mix, precision: Precision | None, *, curve: bool) -> Capacity:
+    try:
+        return sustain(
+            offer, mix, seed=spec.seed, precision=precision, curve=curve, allow_extrapolation=spec.extrapolate
+        )
+    except AnalysisError as error:
+        at = [i for i, c in enumerate(spec.classes) if c.name == mix.classes[0].name]
+        raise _fault(("classes", at[0]), f"{error.message}", f"{error.hint} ('extrapolate: true' answers anyway, marked)"
+                     ) from error  # fmt: skip
 
 
 def _offers(spec: ScheduleSpec, say: Callable[[str], None]) -> tuple[list[tuple[Offer, float | None]], list[str]]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from qmeter.capacity import lower_is_better
 from qmeter.errors import SpecError
-from qmeter.schedule.day import Day, forecast
+from qmeter.schedule.day import Day, forecast, rate_at
 from qmeter.schedule.kinds import Choice, Kind
 from qmeter.schedule.milp import Infeasible, Problem, Solution, optimise
 from qmeter.schedule.spec import DAY_S, ScheduleSpec
@@ -66,14 +66,19 @@ def clairvoyant(spec: ScheduleSpec, choice: Choice, day: Day) -> Course:
 
 
 def planned(spec: ScheduleSpec, choice: Choice, day: Day) -> Course:
-    """What can be written down beforehand: the optimum for the expected rates, with the forecast's margin."""
-    problem = Problem(spec, choice.kinds, choice.off_w, day.mean_hz, day.peak_hz * _margin(spec, choice, day, 0))
+    """What can be written down beforehand: the optimum for the rates that the spec expects, with the forecast's margin.
+
+    Only how far five minutes rise above their slot's mean is taken from a drawn day.
+    """
+    t = (np.arange(spec.slots * 12) + 0.5) * DAY_S / (spec.slots * 12)
+    mean = np.array([rate_at(c, t).reshape(spec.slots, 12).mean(axis=1) for c in spec.classes])
+    rise = np.median(day.peak_hz / np.maximum(day.mean_hz, 1e-9), axis=1)[:, None]
+    problem = Problem(spec, choice.kinds, choice.off_w, mean, mean * rise * _margin(spec))
     try:
         solution = optimise(problem)
     except Infeasible:
-        solution = _asked(spec, replace(problem, peak_hz=day.peak_hz))
-    times = slot_times(spec)
-    return Course("planned", "planned from the forecast", times, solution.n, solution.shares, solution)
+        solution = _asked(spec, replace(problem, peak_hz=mean * rise))
+    return Course("planned", "planned from the forecast", slot_times(spec), solution.n, solution.shares, solution)
 
 
 def rolling(spec: ScheduleSpec, choice: Choice, day: Day, seed: int, tick: Callable[[int], None] = lambda _: None
@@ -92,8 +97,7 @@ def rolling(spec: ScheduleSpec, choice: Choice, day: Day, seed: int, tick: Calla
         error = forecast(spec, day.mean_hz, t, rng)
         ahead = slice(t, min(t + horizon, spec.slots))
         mean, peak = day.mean_hz[:, ahead] * error[:, ahead], day.peak_hz[:, ahead] * error[:, ahead]
-        margin = math.exp(spec.forecast.margin * spec.forecast.error)
-        solution = _step(spec, choice, mean, peak, margin, before, banked)
+        solution = _step(spec, choice, mean, peak, _margin(spec), before, banked)
         n.append(solution.n[0])
         shares.append(solution.shares[0])
         gaps.append(solution.gap)
@@ -128,7 +132,7 @@ def _bank(spec: ScheduleSpec, kinds: tuple[Kind, ...], banked: dict[tuple[int, s
             banked[c, name] = banked.get((c, name), 0.0) + float(served * mean_hz[c]) * spec.slot
 
 
-def _margin(spec: ScheduleSpec, choice: Choice, day: Day, slot: int) -> float:
+def _margin(spec: ScheduleSpec) -> float:
     return math.exp(spec.forecast.margin * spec.forecast.error)
 
 

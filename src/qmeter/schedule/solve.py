@@ -79,14 +79,13 @@ def solve(spec: ScheduleSpec, say: Callable[[str], None] = lambda _: None, preci
     """
     began = time.perf_counter()
     choice = choose(spec, say, precision)
-    longest = min(k.offer.calibration.scheduler().longest_tokens for k in choice.kinds)
     days: list[Day] = []
     outcomes: dict[str, list[Outcome]] = {name: [] for name in NAMES}
     plan: Course | None = None
     for i in range(spec.days):
         seed = spec.seed + i
         say(f"day {i + 1} of {spec.days}: requests")
-        day = make_day(spec, seed, longest)
+        day = make_day(spec, seed, choice.longest_tokens)
         days.append(day)
         plan = plan or policies.planned(spec, choice, day)
         for course in _courses(spec, choice, day, seed, say):

@@ -128,6 +128,7 @@ class ScheduleSpec(Frozen):
             planned to be used at the highest five minutes of a slot.
         switch_energy: joules of a start besides those of loading (wear, or a penalty against restlessness).
         days: simulated days, each drawn anew; two or more give intervals.
+        extrapolate: answer beyond what the calibrations cover too, marked.
     """
 
     qmeter_scheduling: Literal[1]
@@ -146,6 +147,7 @@ class ScheduleSpec(Frozen):
     headroom: float = Field(default=0.95, gt=0, le=1)
     switch_energy: float = Field(default=0.0, ge=0)
     days: int = Field(default=1, ge=1, le=100)
+    extrapolate: bool = False
     seed: int = Field(default=1, ge=0)
 
     @property
