@@ -90,8 +90,8 @@ def choose(spec: ScheduleSpec, say: Callable[[str], None] = lambda _: None, prec
     longest = min(o.calibration.scheduler().longest_tokens for o, _ in found)
     for c in spec.classes:
         if share := too_long(c, longest):
-            notes.append(f"{c.name}: {share:.1%} of its trace's requests exceed {longest} tokens, the engine's limit, and "
-                         "are left out")  # fmt: skip
+            notes.append(f"{c.name}: {share:.1%} of its trace's requests exceed {longest} tokens, the engine's limit, "
+                         "and are left out")  # fmt: skip
     loads = tuple(ClassLoad(c.name, lengths_of(c, longest), c.slo) for c in spec.classes)
     mix = Mix(loads, tuple(c.rate for c in spec.classes))
     kinds, why = [], {}
@@ -124,8 +124,8 @@ def _sustained(spec: ScheduleSpec, offer: Offer, mix: Mix, precision: Precision 
         )
     except AnalysisError as error:
         at = [i for i, c in enumerate(spec.classes) if c.name == mix.classes[0].name]
-        raise _fault(("classes", at[0]), f"{error.message}", f"{error.hint} ('extrapolate: true' answers anyway, marked)"
-                     ) from error  # fmt: skip
+        hint = f"{error.hint} ('extrapolate: true' answers anyway, marked)"
+        raise _fault(("classes", at[0]), error.message, hint) from error
 
 
 def _offers(spec: ScheduleSpec, say: Callable[[str], None]) -> tuple[list[tuple[Offer, float | None]], list[str]]:
