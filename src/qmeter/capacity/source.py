@@ -15,6 +15,8 @@ from qmeter.errors import AnalysisError
 from qmeter.record import CellStatus, Quantity, Record
 from qmeter.simulate.calibrate import calibrate
 from qmeter.simulate.calibration import Calibration, load_calibrations, save
+from qmeter.simulate.carry import fit_records, load_physics, physics_data
+from qmeter.simulate.physics import PhysicsFit
 from qmeter.simulate.validate import by_deployment, cached
 from qmeter.store import open_results
 from qmeter.store.folder import StudyStore
@@ -92,6 +94,20 @@ def fitted(
     return made
 
 
+def fitted_physics(results: StudyStore | Profile, *, cache: Path | None = None) -> PhysicsFit:
+    """The physics form over all deployments of the results, from the cache where this content was fitted before.
+
+    Raises:
+        AnalysisError: no deployment ran on a device whose ceilings the catalog has.
+    """
+    kept = (cache or default_cache()) / f"{content_hash(results.folder)}.physics.json"
+    if not kept.is_file():
+        fit = fit_records(by_deployment(results.records()), cached(results.tables), hold_out=False)
+        _keep([], kept, physics_data(fit))
+        return fit
+    return load_physics(kept)
+
+
 def default_cache() -> Path:
     """Where fitted calibrations are kept."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -109,11 +125,11 @@ def content_hash(folder: Path) -> str:
     return digest.hexdigest()[:32]
 
 
-def _keep(made: list[Calibration], kept: Path) -> None:
+def _keep(made: list[Calibration], kept: Path, physics: dict[str, object] | None = None) -> None:
     """Write under another name and rename; a cache that cannot be written is no fault."""
     temporary = kept.with_name(f".{kept.name}.{os.getpid()}")
     try:
-        save(made, temporary)
+        save(made, temporary, physics)
         os.replace(temporary, kept)
     except OSError:
         temporary.unlink(missing_ok=True)

@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qmeter import catalog
-from qmeter.capacity import Offer, Supply, offer_of, offers, quality_by_method, with_knobs
+from qmeter.capacity import Offer, Supply, fitted_physics, offer_of, offers, quality_by_method, with_knobs
 from qmeter.errors import AnalysisError, QMeterError, SpecError, UnknownName
 from qmeter.plan.spec import FleetSpec, PlanSpec
 from qmeter.record import Quantity
 from qmeter.registry import nearest
-from qmeter.simulate.carry import Target, carry, fit_records
-from qmeter.simulate.validate import by_deployment, cached
+from qmeter.simulate.carry import Target, carry
 from qmeter.store import open_results
 
 Progress = Callable[[str], None]
@@ -62,7 +61,7 @@ def choices_of(spec: PlanSpec, *, cache: Path | None = None, on_step: Progress |
 def _entry(fleet: FleetSpec, index: int, cache: Path | None, on_step: Progress | None) -> list[Choice]:
     supply = Supply(fleet.price_usd_h, fleet.count, fleet.power_limit_w)
     plain = _chosen(fleet, index, offers(fleet.source, cache=cache, on_fit=on_step))
-    placed = _carried(fleet, index, plain, supply) if fleet.carry else [_priced(o, supply) for o in plain]
+    placed = _carried(fleet, index, plain, supply, cache) if fleet.carry else [_priced(o, supply) for o in plain]
     priced = _with_quality(fleet, index, placed)
     out = []
     for offer in priced:
@@ -113,7 +112,7 @@ def _chosen(fleet: FleetSpec, index: int, found: list[Offer]) -> list[Offer]:
     return kept
 
 
-def _carried(fleet: FleetSpec, index: int, near: list[Offer], supply: Supply) -> list[Offer]:
+def _carried(fleet: FleetSpec, index: int, near: list[Offer], supply: Supply, cache: Path | None) -> list[Offer]:
     """The offers moved by the physics form, fitted on all records of the source."""
     assert fleet.carry is not None
     if Path(fleet.source).is_file():
@@ -126,7 +125,7 @@ def _carried(fleet: FleetSpec, index: int, near: list[Offer], supply: Supply) ->
         raise SpecError("no such device", faults=[
             (f"fleet[{index}].carry.device", f"{error.message}; {error.hint}")]) from error  # fmt: skip
     results = open_results(fleet.source)
-    fit = fit_records(by_deployment(results.records()), cached(results.tables), hold_out=False)
+    fit = fitted_physics(results, cache=cache)
     out, faults = [], []
     for offer in near:
         d = offer.calibration.deployment
