@@ -32,7 +32,7 @@ from qmeter.plan.check import watch
 from qmeter.plan.demand import Demand, demand_of
 from qmeter.plan.load import load_plan_text
 from qmeter.plan.model import Solution
-from qmeter.plan.search import search
+from qmeter.plan.search import Stuck, search
 from qmeter.plan.spec import PlanSpec
 from qmeter.plan.supply import Choice, choices_of
 from qmeter.plan.table import Measurer, PoolKind, Table, table_of
@@ -169,7 +169,7 @@ def main(plans: int, out: str | None) -> None:
             continue
         found = search(spec, table)
         seconds = time.perf_counter() - began
-        if found is None:
+        if isinstance(found, Stuck):
             continue
         row = {"seed": seed, "seconds": seconds, "qmeter": judged(spec, table, found.solution)}
         try:

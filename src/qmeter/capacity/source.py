@@ -156,16 +156,31 @@ def qualities(group: Sequence[Record]) -> dict[str, Quantity]:
     return found
 
 
-def quality_by_method(source: str | Path) -> dict[str, dict[str, Quantity]]:
+def quality_by_method(source: str | Path, model: str | None = None) -> dict[str, dict[str, Quantity]]:
     """Method → qualities, from another study's records: quality depends on model and method, not on the device.
+
+    Args:
+        model: only of this model (its name or its shape); where the study has one other model alone, that one's are
+            taken, and each quantity says so.
 
     Raises:
         UnknownName: no such profile or folder.
-        AnalysisError: its records hold no quality.
+        AnalysisError: its records hold no quality, or several models and none of them this one.
     """
     groups = by_deployment(open_results(str(source)).records())
-    found = {str(g[0].cell["deployment"]["method"]): qualities(g) for g in groups}
+    models = {m["name"]: m["shape"] for m in (g[0].cell["deployment"]["model"] for g in groups)}
+    own = {n for n, shape in models.items() if model in (None, n, shape)}
+    if not own and len(models) > 1:
+        raise AnalysisError(f"{source} measured {', '.join(models)}, not {model}",
+                            hint="name a study of this very model")  # fmt: skip
+    wanted = own or set(models)
+    found = {str(g[0].cell["deployment"]["method"]): qualities(g) for g in groups
+             if g[0].cell["deployment"]["model"]["name"] in wanted}  # fmt: skip
     if not any(q.known for m in found.values() for q in m.values()):
         raise AnalysisError(f"{source} holds no measured quality", hint="measure it: quality.fidelity in the study, "
                             "or qmeter quality URL")  # fmt: skip
-    return found
+    if own or model is None:
+        return found
+    why = f"measured on {next(iter(wanted))}, not on {model}"
+    return {m: {n: q.model_copy(update={"why": why}) if q.known else q for n, q in of.items()}
+            for m, of in found.items()}  # fmt: skip

@@ -142,24 +142,29 @@ def _carried(fleet: FleetSpec, index: int, near: list[Offer], supply: Supply, ca
 
 
 def _with_quality(fleet: FleetSpec, index: int, found: list[Offer]) -> list[Offer]:
+    """The offers with the quality that the entry names beside what their own records have."""
     if fleet.quality is None:
         return found
-    known: dict[str, dict[str, Quantity]] = {}
+    known: dict[tuple[str, str], dict[str, Quantity]] = {}
     if fleet.quality.source is not None:
-        try:
-            known = quality_by_method(fleet.quality.source)
-        except QMeterError as error:
-            raise SpecError("no quality is known from there", faults=[
-                (f"fleet[{index}].quality.from", error.message)], hint=error.hint) from error  # fmt: skip
+        for model in {o.model for o in found}:
+            try:
+                seen = quality_by_method(fleet.quality.source, model)
+            except QMeterError as error:
+                raise SpecError("no quality is known from there", faults=[
+                    (f"fleet[{index}].quality.from", error.message)], hint=error.hint) from error  # fmt: skip
+            known |= {(model, method): dict(q) for method, q in seen.items()}
+    methods = sorted({o.method for o in found})
     for method, values in fleet.quality.given.items():
-        if method not in {o.method for o in found}:
-            raise SpecError("quality of a method that is not in the fleet", faults=[
-                (f"fleet[{index}].quality.given.{method}",
-                 f"the entry has: {', '.join(sorted({o.method for o in found}))}")])  # fmt: skip
+        path = f"fleet[{index}].quality.given.{method}"
+        if method not in methods:
+            raise SpecError("quality of a method that is not in the fleet",
+                            faults=[(path, f"the entry has: {', '.join(methods)}")])  # fmt: skip
         for name, (low, value, high) in values.items():
             if not low <= value <= high:
-                raise SpecError("a quality's interval does not hold its value", faults=[
-                    (f"fleet[{index}].quality.given.{method}.{name}", f"expected [low, value, high] in order, found "
-                                                                      f"[{low:g}, {value:g}, {high:g}]")])  # fmt: skip
-            known.setdefault(method, {})[name] = Quantity.of(value, "1", low=low, high=high, why="given in the plan")
-    return [replace(o, quality={**o.quality, **known.get(o.method, {})}) for o in found]
+                text = f"expected [low, value, high] in order, found [{low:g}, {value:g}, {high:g}]"
+                raise SpecError("a quality's interval does not hold its value", faults=[(f"{path}.{name}", text)])
+            given = Quantity.of(value, "1", low=low, high=high, why="given in the plan")
+            for model in {o.model for o in found}:
+                known.setdefault((model, method), {})[name] = given
+    return [replace(o, quality={**o.quality, **known.get((o.model, o.method), {})}) for o in found]
