@@ -15,6 +15,8 @@ from qmeter.errors import AnalysisError
 from qmeter.record import CellStatus, Quantity, Record
 from qmeter.simulate.calibrate import calibrate
 from qmeter.simulate.calibration import Calibration, load_calibrations, save
+from qmeter.simulate.carry import fit_records, load_physics, physics_data
+from qmeter.simulate.physics import PhysicsFit
 from qmeter.simulate.validate import by_deployment, cached
 from qmeter.store import open_results
 from qmeter.store.folder import StudyStore
@@ -92,6 +94,20 @@ def fitted(
     return made
 
 
+def fitted_physics(results: StudyStore | Profile, *, cache: Path | None = None) -> PhysicsFit:
+    """The physics form over all deployments of the results, from the cache where this content was fitted before.
+
+    Raises:
+        AnalysisError: no deployment ran on a device whose ceilings the catalog has.
+    """
+    kept = (cache or default_cache()) / f"{content_hash(results.folder)}.physics.json"
+    if not kept.is_file():
+        fit = fit_records(by_deployment(results.records()), cached(results.tables), hold_out=False)
+        _keep([], kept, physics_data(fit))
+        return fit
+    return load_physics(kept)
+
+
 def default_cache() -> Path:
     """Where fitted calibrations are kept."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -109,11 +125,11 @@ def content_hash(folder: Path) -> str:
     return digest.hexdigest()[:32]
 
 
-def _keep(made: list[Calibration], kept: Path) -> None:
+def _keep(made: list[Calibration], kept: Path, physics: dict[str, object] | None = None) -> None:
     """Write under another name and rename; a cache that cannot be written is no fault."""
     temporary = kept.with_name(f".{kept.name}.{os.getpid()}")
     try:
-        save(made, temporary)
+        save(made, temporary, physics)
         os.replace(temporary, kept)
     except OSError:
         temporary.unlink(missing_ok=True)
@@ -140,16 +156,31 @@ def qualities(group: Sequence[Record]) -> dict[str, Quantity]:
     return found
 
 
-def quality_by_method(source: str | Path) -> dict[str, dict[str, Quantity]]:
+def quality_by_method(source: str | Path, model: str | None = None) -> dict[str, dict[str, Quantity]]:
     """Method → qualities, from another study's records: quality depends on model and method, not on the device.
+
+    Args:
+        model: only of this model (its name or its shape); where the study has one other model alone, that one's are
+            taken, and each quantity says so.
 
     Raises:
         UnknownName: no such profile or folder.
-        AnalysisError: its records hold no quality.
+        AnalysisError: its records hold no quality, or several models and none of them this one.
     """
     groups = by_deployment(open_results(str(source)).records())
-    found = {str(g[0].cell["deployment"]["method"]): qualities(g) for g in groups}
+    models = {m["name"]: m["shape"] for m in (g[0].cell["deployment"]["model"] for g in groups)}
+    own = {n for n, shape in models.items() if model in (None, n, shape)}
+    if not own and len(models) > 1:
+        raise AnalysisError(f"{source} measured {', '.join(models)}, not {model}",
+                            hint="name a study of this very model")  # fmt: skip
+    wanted = own or set(models)
+    found = {str(g[0].cell["deployment"]["method"]): qualities(g) for g in groups
+             if g[0].cell["deployment"]["model"]["name"] in wanted}  # fmt: skip
     if not any(q.known for m in found.values() for q in m.values()):
         raise AnalysisError(f"{source} holds no measured quality", hint="measure it: quality.fidelity in the study, "
                             "or qmeter quality URL")  # fmt: skip
-    return found
+    if own or model is None:
+        return found
+    why = f"measured on {next(iter(wanted))}, not on {model}"
+    return {m: {n: q.model_copy(update={"why": why}) if q.known else q for n, q in of.items()}
+            for m, of in found.items()}  # fmt: skip

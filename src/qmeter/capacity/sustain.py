@@ -149,6 +149,7 @@ def sustain(
     how = precision or Precision()
     requests = sample(mix, max(how.requests, how.requests * replicas // 4), seed)
     pool = Pool.of(offer, replicas, seed=seed)
+    _lengths_covered(offer, pool, requests, allow_extrapolation)
     search = _Search(offer, requests, how)
     rate, binds = search.highest(pool, near)
     if rate == 0.0:
@@ -247,6 +248,14 @@ class _Search:
         there = float(np.nanquantile(values, one.slo.percentile))
         share = f"{one.slo.percentile:.4g} of requests"
         return f" limit of {asked or 0:.4g} s is below the zero-load {limit} of {there:.4g} s (for {share})", there
+
+
+def _lengths_covered(offer: Offer, pool: Pool, requests: Sample, allow: bool) -> None:
+    """Refuse requests of lengths that were never measured before anything is said of their latency."""
+    whole = SimLoad(requests.sent_unit, requests.prompt, requests.output)
+    whole.check(pool.rules)
+    one = simulate(SimLoad(np.zeros(1), np.ones(1, dtype=np.int64), np.ones(1, dtype=np.int64)), pool.rules, pool.model)
+    check(offer.calibration, whole, one, allow=allow)
 
 
 def _covered(offer: Offer, pool: Pool, requests: Sample, rate: float, allow: bool) -> tuple[str, ...]:

@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qmeter import catalog
-from qmeter.capacity import Offer, Supply, offer_of, offers, quality_by_method, with_knobs
+from qmeter.capacity import Offer, Supply, fitted_physics, offer_of, offers, quality_by_method, with_knobs
 from qmeter.errors import AnalysisError, QMeterError, SpecError, UnknownName
 from qmeter.plan.spec import FleetSpec, PlanSpec
 from qmeter.record import Quantity
 from qmeter.registry import nearest
-from qmeter.simulate.carry import Target, carry, fit_records
-from qmeter.simulate.validate import by_deployment, cached
+from qmeter.simulate.carry import Target, carry
 from qmeter.store import open_results
 
 Progress = Callable[[str], None]
@@ -62,7 +61,7 @@ def choices_of(spec: PlanSpec, *, cache: Path | None = None, on_step: Progress |
 def _entry(fleet: FleetSpec, index: int, cache: Path | None, on_step: Progress | None) -> list[Choice]:
     supply = Supply(fleet.price_usd_h, fleet.count, fleet.power_limit_w)
     plain = _chosen(fleet, index, offers(fleet.source, cache=cache, on_fit=on_step))
-    placed = _carried(fleet, index, plain, supply) if fleet.carry else [_priced(o, supply) for o in plain]
+    placed = _carried(fleet, index, plain, supply, cache) if fleet.carry else [_priced(o, supply) for o in plain]
     priced = _with_quality(fleet, index, placed)
     out = []
     for offer in priced:
@@ -113,7 +112,7 @@ def _chosen(fleet: FleetSpec, index: int, found: list[Offer]) -> list[Offer]:
     return kept
 
 
-def _carried(fleet: FleetSpec, index: int, near: list[Offer], supply: Supply) -> list[Offer]:
+def _carried(fleet: FleetSpec, index: int, near: list[Offer], supply: Supply, cache: Path | None) -> list[Offer]:
     """The offers moved by the physics form, fitted on all records of the source."""
     assert fleet.carry is not None
     if Path(fleet.source).is_file():
@@ -126,7 +125,7 @@ def _carried(fleet: FleetSpec, index: int, near: list[Offer], supply: Supply) ->
         raise SpecError("no such device", faults=[
             (f"fleet[{index}].carry.device", f"{error.message}; {error.hint}")]) from error  # fmt: skip
     results = open_results(fleet.source)
-    fit = fit_records(by_deployment(results.records()), cached(results.tables), hold_out=False)
+    fit = fitted_physics(results, cache=cache)
     out, faults = [], []
     for offer in near:
         d = offer.calibration.deployment
@@ -143,24 +142,29 @@ def _carried(fleet: FleetSpec, index: int, near: list[Offer], supply: Supply) ->
 
 
 def _with_quality(fleet: FleetSpec, index: int, found: list[Offer]) -> list[Offer]:
+    """The offers with the quality that the entry names beside what their own records have."""
     if fleet.quality is None:
         return found
-    known: dict[str, dict[str, Quantity]] = {}
+    known: dict[tuple[str, str], dict[str, Quantity]] = {}
     if fleet.quality.source is not None:
-        try:
-            known = quality_by_method(fleet.quality.source)
-        except QMeterError as error:
-            raise SpecError("no quality is known from there", faults=[
-                (f"fleet[{index}].quality.from", error.message)], hint=error.hint) from error  # fmt: skip
+        for model in {o.model for o in found}:
+            try:
+                seen = quality_by_method(fleet.quality.source, model)
+            except QMeterError as error:
+                raise SpecError("no quality is known from there", faults=[
+                    (f"fleet[{index}].quality.from", error.message)], hint=error.hint) from error  # fmt: skip
+            known |= {(model, method): dict(q) for method, q in seen.items()}
+    methods = sorted({o.method for o in found})
     for method, values in fleet.quality.given.items():
-        if method not in {o.method for o in found}:
-            raise SpecError("quality of a method that is not in the fleet", faults=[
-                (f"fleet[{index}].quality.given.{method}",
-                 f"the entry has: {', '.join(sorted({o.method for o in found}))}")])  # fmt: skip
+        path = f"fleet[{index}].quality.given.{method}"
+        if method not in methods:
+            raise SpecError("quality of a method that is not in the fleet",
+                            faults=[(path, f"the entry has: {', '.join(methods)}")])  # fmt: skip
         for name, (low, value, high) in values.items():
             if not low <= value <= high:
-                raise SpecError("a quality's interval does not hold its value", faults=[
-                    (f"fleet[{index}].quality.given.{method}.{name}", f"expected [low, value, high] in order, found "
-                                                                      f"[{low:g}, {value:g}, {high:g}]")])  # fmt: skip
-            known.setdefault(method, {})[name] = Quantity.of(value, "1", low=low, high=high, why="given in the plan")
-    return [replace(o, quality={**o.quality, **known.get(o.method, {})}) for o in found]
+                text = f"expected [low, value, high] in order, found [{low:g}, {value:g}, {high:g}]"
+                raise SpecError("a quality's interval does not hold its value", faults=[(f"{path}.{name}", text)])
+            given = Quantity.of(value, "1", low=low, high=high, why="given in the plan")
+            for model in {o.model for o in found}:
+                known.setdefault((model, method), {})[name] = given
+    return [replace(o, quality={**o.quality, **known.get((o.model, o.method), {})}) for o in found]

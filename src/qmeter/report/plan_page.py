@@ -20,8 +20,11 @@ from qmeter.report.palette import styles
 
 Row = dict[str, Any]
 
-POOLS = ("pools", "How full each pool is",
-         "Load in replicas' worth at the tail promise, against the replicas there are (dashed), period by period.")  # fmt: skip
+POOLS = (
+    "pools",
+    "How full each pool is",
+    "Load in replicas' worth at the tail promise, against the replicas there are (dashed), period by period.",
+)
 ALTERNATIVES = (
     "alternatives",
     "This plan beside others",
