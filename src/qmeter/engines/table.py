@@ -17,6 +17,7 @@ ENGINES: Registry[Engine] = Registry(
         "llamacpp": "qmeter.engines.llamacpp:LlamaCppEngine",
         "vllm": "qmeter.engines.vllm:VllmEngine",
         "endpoint": "qmeter.engines.endpoint:EndpointEngine",
+        "simulated": "qmeter.engines.simulated:SimulatedEngine",
     },
     group="qmeter.engines",
 )
@@ -64,6 +65,7 @@ REQUIREMENTS: dict[str, Requirement] = {
         gpus=Gpus.AS_MANY_AS_ASKED,
     ),
     "endpoint": Requirement("any OpenAI-compatible server, attached to by engines[].url"),
+    "simulated": Requirement("predicted from engines[].options.calibration; nothing is started", gpus=Gpus.NONE),
 }
 """Built-in engine → what it needs."""
 

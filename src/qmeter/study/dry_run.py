@@ -14,7 +14,7 @@ from qmeter.errors import QMeterError
 from qmeter.spec.study import Cell, Deployment, Study, expand
 from qmeter.spec.workload import WorkloadSpec
 
-START_S = {"vllm": 90.0, "openvino": 6.0, "llamacpp": 5.0, "endpoint": 0.0}
+START_S = {"vllm": 90.0, "openvino": 6.0, "llamacpp": 5.0, "endpoint": 0.0, "simulated": 0.0}
 """Time from launch to ready, as seen so far (vLLM: 75 to 110 s on one H200). Units: s; for estimates alone."""
 OTHER_START_S = 30.0
 AFTER_S = 5.0

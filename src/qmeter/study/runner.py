@@ -14,6 +14,7 @@ from qmeter.store import StudyStore
 from qmeter.study.continuity import changes, require_known_cells
 from qmeter.study.deployment import DeploymentRun
 from qmeter.study.events import Listener, StudyEnded, StudyStarted, silent
+from qmeter.study.simulated import run_simulated
 from qmeter.telemetry.base import Sampler
 from qmeter.telemetry.replay import ReplaySampler
 from qmeter.telemetry.table import open_samplers
@@ -46,6 +47,7 @@ def run_study(
         pending = missing_cells(cells, records, retry_failed=retry_failed)
         warnings = changes(records) if pending else []
         listener(StudyStarted(study.name, str(store.folder), len(cells), len(cells) - len(pending)))
+        pending = run_simulated(study, store, pending, listener, warnings)
         samplers = _open_samplers(study) if pending else []
         warnings += _replay_warnings(study)
         remaining = len(pending)
