@@ -18,6 +18,7 @@ from qmeter.record import (
     CellStatus,
     CellTables,
     Clock,
+    Quantity,
     Reason,
     Record,
     RecordKind,
@@ -120,18 +121,37 @@ def measure_cell(bench: Bench, cell: Cell) -> Record:
             from qmeter.quality.tasks import grade_requests
 
             quality.update(grade_requests(tables.requests))
+    alone, unasked = _ask_alone(bench, cell, schedule, tables.requests)
+    quality.update(alone)
     return context.record(
         cell,
         RecordKind.MEASURED,
         CellStatus.INVALID if result.proof.failures else CellStatus.OK,
         reasons=result.proof.failures,
-        warnings=(*warnings, *found.warnings),
+        warnings=(*warnings, *found.warnings, *unasked),
         window=found.window,
         metrics=found.metrics,
         energy=found.energy,
         quality=quality,
         **seen,
     )
+
+
+def _ask_alone(
+    bench: Bench, cell: Cell, schedule: Schedule, requests: Requests
+) -> tuple[dict[str, Quantity], list[Reason]]:
+    """Whether batching changed answers, where the workload asks that; a failure there is a warning."""
+    prompts = cell.workload.prompts
+    if prompts.kind != "tasks" or not prompts.alone:
+        return {}, []
+    from qmeter.quality.answering import changed_under_load
+
+    try:
+        with bench.context.stage("alone", cell.label):
+            return changed_under_load(bench.target(cell.workload), schedule, requests, prompts.alone), []
+    except QMeterError as error:
+        reason = Reason(kind="not_asked_alone", stage="alone", message=error.message, hint=error.hint or "")
+        return {}, [reason]
 
 
 def _left_over(bench: Bench) -> Reason | None:
