@@ -10,7 +10,7 @@ from qmeter.analysis.points import Deployment
 from qmeter.analysis.recommend import Recommendation
 from qmeter.analysis.summary import StudySummary, summarise
 from qmeter.record import Record
-from qmeter.report import evidence, hardware, pictures
+from qmeter.report import evidence, hardware, pictures, tasks
 from qmeter.report.charts import Chart, altair
 from qmeter.report.context import page_parts
 from qmeter.report.export import write_csv, write_pictures, write_quantities
@@ -48,6 +48,7 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     looks = styles(*pictures.all_labels(summary))
     charts, itl_note = _charts(summary, made, looks, results, records)
     tables = evidence.all_tables(summary, records)
+    tables |= tasks.task_tables(summary, results, records)
     tables |= hardware.hardware_tables(summary, results, records, results.folder)
     parts = page_parts(study, summary, records, made, notes, tables) | {"itl_note": itl_note}
     out.mkdir(parents=True, exist_ok=True)
