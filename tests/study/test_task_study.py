@@ -15,7 +15,9 @@ from qmeter.quality.answering import changed_under_load
 from qmeter.quality.client import Answer, Completions
 from qmeter.quality.tasks import Grades, task_items
 from qmeter.quality.tasks.grading import Graded
-from qmeter.report.tasks import merged, task_tables
+from qmeter.report.palette import styles
+from qmeter.report.pictures import all_labels
+from qmeter.report.tasks import graded, merged, task_charts, task_tables
 from qmeter.spec.study import expand
 from qmeter.spec.workload import TaskPrompts
 from qmeter.store import Profile, StudyStore, write_profile
@@ -72,7 +74,12 @@ def test_the_report_pairs_methods_item_by_item(store: StudyStore, tmp_path: Path
     profile = Profile(write_profile(store, tmp_path / "profile"))
     for results in (store, profile):
         records = results.records()
-        tables = task_tables(summarise(records, reference="f16"), results, records)
+        summary = summarise(records, reference="f16")
+        found = graded(summary, results, records)
+        tables = task_tables(summary, found)
+        charts = task_charts(found, styles(*all_labels(summary)))
+        assert [c.title for c in charts] == ["Task: arithmetic", "Task: instructions"]
+        assert [len(c.rows) for c in charts] == [2, 2]
         assert [row[1] for row in tables["task_scores"].rows] == ["f16", "w8a16"]
         assert tables["task_scores"].columns == ("Model", "Method", "Arithmetic", "Instructions")
         (pair,) = tables["task_pairs"].rows

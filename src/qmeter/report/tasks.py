@@ -12,30 +12,69 @@ from qmeter.quality.paired import POOLED, Comparison, Verdict, compare_methods
 from qmeter.quality.tasks import Grades, grade_items
 from qmeter.quality.tasks.grading import accuracies
 from qmeter.record import Quantity, Record
+from qmeter.report.charts import Chart, Row, dots
 from qmeter.report.evidence import Table, Text, text
 from qmeter.report.numbers import share, shown
+from qmeter.report.palette import Style
+from qmeter.report.pictures import slug
 from qmeter.store.profile import Results
 
 AT_TASK = ("goodput_hz", "ttft_p90_s", "tpot_mean_s", "e2e_mean_s", "j_per_output_token")
 """What a task's own load is shown with."""
 
 
-def task_tables(summary: StudySummary, results: Results, records: Sequence[Record]) -> dict[str, Table]:
-    """``task_scores``, ``task_pairs`` and ``tasks``; empty where no workload's prompts were tasks."""
+Graded = Mapping[tuple[str, str], Grades]
+"""Model and label of a deployment → its grades over every cell."""
+
+
+def graded(summary: StudySummary, results: Results, records: Sequence[Record]) -> Graded:
+    """The answers of every deployment that was asked tasks, graded again from its stored tables."""
     by_id = {r.cell_id: r for r in records}
-    graded = {
+    return {
         (d.key.model, d.key.label): merged(
             [grade_items(results.tables(by_id[c]).requests) for p in d.points if _has_tasks(p) for c in p.cells]
         )
         for d in summary.deployments
         if any(_has_tasks(p) for p in d.points)
     }
-    tasks = list(dict.fromkeys(t for g in graded.values() for t in (*g.tasks(), *g.unknown)))
+
+
+def task_tables(summary: StudySummary, found: Graded) -> dict[str, Table]:
+    """``task_scores``, ``task_pairs`` and ``tasks``; empty where no workload's prompts were tasks."""
+    tasks = _tasks(found)
     return {
-        "task_scores": _scores(graded, tasks),
-        "task_pairs": _pairs(summary, graded, tasks),
+        "task_scores": _scores(found, tasks),
+        "task_pairs": _pairs(summary, found, tasks),
         "tasks": _at_load(summary),
     }
+
+
+def task_charts(found: Graded, styles: Sequence[Style]) -> list[Chart]:
+    """A chart a model and task: each method's score with its interval."""
+    made = []
+    for model in dict.fromkeys(model for model, _ in found):
+        scores = {label: accuracies(grades) for (m, label), grades in found.items() if m == model}
+        for task in _tasks(found):
+            known = {label: q for label, qs in scores.items() if (q := qs.get(f"task.{task}.accuracy")) and q.known}
+            rows: list[Row] = [
+                {"method": label, "text": str(share(q)), "x": 100 * (q.value or 0.0),
+                 "x_low": 100 * (q.value if q.low is None else q.low or 0.0),
+                 "x_high": 100 * (q.value if q.high is None else q.high or 0.0)}
+                for label, q in known.items() if q.value is not None
+            ]  # fmt: skip
+            if len(rows) > 1:
+                made.append(
+                    Chart(
+                        name=slug(f"task-{task}-{model}"), title=f"Task: {task}", caption="", rows=rows,
+                        spec=dots(rows, styles, "Mean score, %", mark=None),
+                        description=f"Score of {len(rows)} methods on {task}.",
+                    )
+                )  # fmt: skip
+    return made
+
+
+def _tasks(found: Graded) -> list[str]:
+    return list(dict.fromkeys(t for g in found.values() for t in (*g.tasks(), *g.unknown)))
 
 
 def merged(runs: Sequence[Grades]) -> Grades:
@@ -57,12 +96,12 @@ def _has_tasks(point: Point) -> bool:
     return any(name.startswith("task.") for name in point.quality)
 
 
-def _scores(graded: Mapping[tuple[str, str], Grades], tasks: Sequence[str]) -> Table:
+def _scores(found: Graded, tasks: Sequence[str]) -> Table:
     rows = []
-    for (model, label), grades in graded.items():
-        found = accuracies(grades)
+    for (model, label), grades in found.items():
+        mine = accuracies(grades)
         absent = Quantity.unknown("1", "no request of this task")
-        cells = [_score(found.get(f"task.{t}.accuracy", absent)) for t in tasks]
+        cells = [_score(mine.get(f"task.{t}.accuracy", absent)) for t in tasks]
         rows.append((model, label, *cells))
     return Table(("Model", "Method", *(t.capitalize() for t in tasks)), tuple(rows), numbers=True)
 
@@ -73,19 +112,19 @@ def _score(q: Quantity) -> Text:
     return made
 
 
-def _pairs(summary: StudySummary, graded: Mapping[tuple[str, str], Grades], tasks: Sequence[str]) -> Table:
+def _pairs(summary: StudySummary, found: Graded, tasks: Sequence[str]) -> Table:
     """A row a method, a column a task: difference in points against the reference's answers to the same items."""
     rows: list[tuple[str, ...]] = []
     tones = []
     for base in (d for d in summary.deployments if d.is_reference):
-        reference = graded.get((base.key.model, base.key.label))
+        reference = found.get((base.key.model, base.key.label))
         if reference is None or not reference.tasks():
             continue
-        peers = [d for d in summary.deployments if _same_place(d, base) and (d.key.model, d.key.label) in graded]
-        methods = {d.key.label: graded[d.key.model, d.key.label] for d in peers}
-        found = {(c.task, c.name): c for c in compare_methods(reference, methods)}
+        peers = [d for d in summary.deployments if _same_place(d, base) and (d.key.model, d.key.label) in found]
+        methods = {d.key.label: found[d.key.model, d.key.label] for d in peers}
+        pairs = {(c.task, c.name): c for c in compare_methods(reference, methods)}
         for label in methods:
-            mine = [found.get((t, label)) for t in (*tasks, POOLED)]
+            mine = [pairs.get((t, label)) for t in (*tasks, POOLED)]
             rows.append((base.key.model, label, *(_pair(c) for c in mine)))
             tones.append("bad" if any(c is not None and c.verdict is Verdict.WORSE for c in mine) else "")
     return Table(

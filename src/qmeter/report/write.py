@@ -47,8 +47,10 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     made = groups(summary, notes)
     looks = styles(*pictures.all_labels(summary))
     charts, itl_note = _charts(summary, made, looks, results, records)
+    graded = tasks.graded(summary, results, records)
+    charts["tasks"] = tasks.task_charts(graded, looks)
     tables = evidence.all_tables(summary, records)
-    tables |= tasks.task_tables(summary, results, records)
+    tables |= tasks.task_tables(summary, graded)
     tables |= hardware.hardware_tables(summary, results, records, results.folder)
     parts = page_parts(study, summary, records, made, notes, tables) | {"itl_note": itl_note}
     out.mkdir(parents=True, exist_ok=True)

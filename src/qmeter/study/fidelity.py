@@ -14,8 +14,8 @@ from qmeter.study.cell import Bench
 
 LEAST_TIMEOUT_S = 120.0
 """The least that one scoring request may take before it is given up. Units: s."""
-IN_FLIGHT, IN_FLIGHT_AGAIN = 8, 3
-"""Requests in flight while scoring, and while the reference is scored again: other batches, so that what its row shows
+IN_FLIGHT, IN_FLIGHT_AGAIN = 8, 1
+"""Requests in flight while scoring, and while the reference is scored again: no batches, so that what its row shows
 holds the differences that batching makes, which are part of what every other row may owe to the engine."""
 
 
