@@ -104,6 +104,9 @@ def metric(name: str, unit: str = "1") -> Metric:
     if name.startswith("task."):
         parts = name.split(".")
         label = " ".join(parts[1:]).replace("_", " ")
+        if parts[-1] == "changed_text":
+            text = f"Share of answers of the task {parts[1]!r} that read differently when asked again alone"
+            return Metric(name, label, unit, Better.NEITHER, text)
         return Metric(name, label, unit, Better.HIGHER, f"Score of the task {parts[1]!r}, graded under the load")
     if tail in METRICS:
         row = METRICS[tail]

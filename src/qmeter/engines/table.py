@@ -88,6 +88,14 @@ TRAITS: dict[str, Traits] = {
         cold_start_s=0.0,
         start_s=0.0,
     ),
+    "simulated": Traits(
+        "qmeter.engines.simulated:SimulatedEngine",
+        "predicted from engines[].options.calibration; nothing is started",
+        gpus=Gpus.NONE,
+        parallel=frozenset({"tp", "pp", "dp"}),
+        cold_start_s=0.0,
+        start_s=0.0,
+    ),
 }
 """Built-in engine → its row; one that a plug-in brings has none, and is not held to any of this."""
 

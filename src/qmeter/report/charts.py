@@ -142,7 +142,7 @@ def scatter(rows: Sequence[Row], styles: Sequence[Style], x: str, y: str) -> Row
     named = placed(rows)
     alt, chart, colour, shape, shown = _base(named, styles)
     x_scale = alt.Scale(zero=False, nice=True, padding=16)
-    x_axis = alt.X("x:Q", title=x, scale=x_scale, axis=alt.Axis(tickCount=6))
+    x_axis = alt.X("x:Q", title=x, scale=x_scale, axis=alt.Axis(tickCount=5, labelOverlap=True))
     y_axis = alt.Y("y:Q", title=y, scale=alt.Scale(zero=False, nice=True, padding=16), axis=alt.Axis(tickCount=6))
     across = chart.mark_rule(strokeWidth=1.4).encode(
         x=alt.X("x_low:Q", scale=x_scale, title=x), x2="x_high:Q", y=y_axis, color=colour, opacity=shown
@@ -262,7 +262,7 @@ def dots(rows: Sequence[Row], styles: Sequence[Style], x: str, *, mark: float | 
     y = alt.Y("method:N", sort=order, title=None, axis=alt.Axis(labelLimit=220))
     scale = alt.Scale(zero=zero is not None, nice=True)
     tips = [alt.Tooltip("method:N", title="Method"), alt.Tooltip("text:N", title=x)]
-    axis = alt.Axis(tickCount=8)
+    axis = alt.Axis(tickCount=6, labelOverlap=True)
     bars = chart.mark_rule(strokeWidth=2).encode(
         x=alt.X("x_low:Q", title=x, scale=scale, axis=axis),
         x2="x_high:Q",

@@ -10,7 +10,7 @@ from qmeter.analysis.points import Deployment
 from qmeter.analysis.recommend import Recommendation
 from qmeter.analysis.summary import StudySummary, summarise
 from qmeter.record import Record
-from qmeter.report import devices, evidence, hardware, parallelism, pictures
+from qmeter.report import devices, evidence, hardware, parallelism, pictures, tasks
 from qmeter.report.charts import Chart, altair
 from qmeter.report.context import page_parts
 from qmeter.report.export import write_csv, write_pictures, write_quantities
@@ -55,7 +55,10 @@ def write_report(folder: Path, out: Path | None = None, others: Sequence[Path] =
     made = groups(summary, notes)
     looks = styles(*pictures.all_labels(summary))
     charts, itl_note = _charts(summary, made, looks, results, records)
+    graded = tasks.graded(summary, results, records)
+    charts["tasks"] = tasks.task_charts(graded, looks)
     tables = evidence.all_tables(summary, records)
+    tables |= tasks.task_tables(summary, graded)
     tables |= hardware.hardware_tables(summary, results, records, results.folder)
     tables["devices"] = devices.comparison(summary)
     tables["neighbours"] = parallelism.neighbours(summary, records)

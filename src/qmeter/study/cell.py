@@ -18,6 +18,7 @@ from qmeter.record import (
     CellStatus,
     CellTables,
     Clock,
+    Quantity,
     Reason,
     Record,
     RecordKind,
@@ -136,6 +137,8 @@ def measure_cell(bench: Bench, cell: Cell) -> Record:
             from qmeter.quality.tasks import grade_requests
 
             quality.update(grade_requests(tables.requests))
+    alone, unasked = _ask_alone(bench, cell, schedule, tables.requests)
+    quality.update(alone)
     weights = bench.server.effective.weight_bytes
     elsewhere = misplaced(context.devices, weights, tables.telemetry)
     reasons = (*result.proof.failures, *_without_company(context, cell), *([elsewhere] if elsewhere else []))
@@ -144,7 +147,7 @@ def measure_cell(bench: Bench, cell: Cell) -> Record:
         RecordKind.MEASURED,
         CellStatus.INVALID if reasons else CellStatus.OK,
         reasons=reasons,
-        warnings=(*warnings, *found.warnings),
+        warnings=(*warnings, *found.warnings, *unasked),
         window=found.window,
         metrics=found.metrics,
         energy=found.energy,
@@ -166,6 +169,23 @@ def _without_company(context: DeploymentContext, cell: Cell) -> list[Reason]:
             hint="see the neighbour's record, then: qmeter resume DIR --retry-failed",
         )
     ]
+
+
+def _ask_alone(
+    bench: Bench, cell: Cell, schedule: Schedule, requests: Requests
+) -> tuple[dict[str, Quantity], list[Reason]]:
+    """Whether batching changed answers, where the workload asks that; a failure there is a warning."""
+    prompts = cell.workload.prompts
+    if prompts.kind != "tasks" or not prompts.alone:
+        return {}, []
+    from qmeter.quality.answering import changed_under_load
+
+    try:
+        with bench.context.stage("alone", cell.label):
+            return changed_under_load(bench.target(cell.workload), schedule, requests, prompts.alone), []
+    except QMeterError as error:
+        reason = Reason(kind="not_asked_alone", stage="alone", message=error.message, hint=error.hint or "")
+        return {}, [reason]
 
 
 def _left_over(bench: Bench) -> Reason | None:

@@ -36,7 +36,7 @@ from qmeter.workload import Vocabulary
 ALONE = Seat()
 IDLE_S = 3.0
 """Length of the idle-power baseline before each deployment, where the host has a power counter. Units: s."""
-WORK = ("source", "idle", "launch", "warmup", "quality", "settle", "load")
+WORK = ("source", "idle", "launch", "warmup", "quality", "settle", "load", "alone")
 """Stages that are a deployment's own work (``settle``: the next one's imports); the rest is the harness's overhead."""
 MOST_STARTS = 2
 """How often a deployment is started again after its engine crashed under load, first start included."""
@@ -224,7 +224,7 @@ class DeploymentRun:
         self._store.append(record)
         self._pending.remove(cell)
         self._remaining -= 1
-        for stage in ("load", "analyse"):
+        for stage in ("load", "analyse", "alone"):
             self._context.timings.pop(stage, None)
         self._listener(CellEnded(cell.label, record, self._remaining))
 
