@@ -85,12 +85,13 @@ def test_on_one_gpu_what_needs_two_waits() -> None:
     assert any("no other deployment" in (why or "") for why in waits.values())
 
 
-@pytest.mark.parametrize("path", sorted(STUDIES.glob("h200_*.yaml")), ids=lambda p: p.stem)
-def test_the_next_campaign_meets_its_bars_by_plan(path: Path) -> None:
+@pytest.mark.parametrize("name", ["8b_grid", "application", "models", "refusals", "roads"])
+def test_the_next_campaign_meets_its_bars_by_plan(name: str) -> None:
+    path = STUDIES / f"h200_{name}.yaml"
     study, warnings = open_study(path, host(1, "h200"))
     assert not {w.kind for w in warnings} & {"short_energy_window", "repeats_differ"}, warnings
     whole = totals(plan_study(study, host(1, "h200")), 1)
-    if path.stem != "h200_refusals":
+    if name != "refusals":  # which never measures
         assert whole.share >= 0.60
 
 
