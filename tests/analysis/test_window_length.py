@@ -96,3 +96,20 @@ def test_repeats_whose_arrivals_alone_would_differ_are_told() -> None:
 
 def test_no_reading_no_scatter() -> None:
     assert w.scatter([(Telemetry.empty(), Window(start_s=0, end_s=1, method="m", stationary=True))]) is None
+
+
+def test_power_averaged_by_the_driver_agrees_in_every_shipped_cell() -> None:
+    from qmeter.analysis.energy import device_energy, grouped
+
+    profile, known = open_results("h200-8b-grid"), 0
+    for record in profile.records():
+        assert record.window is not None
+        series = grouped(profile.tables(record).telemetry)
+        found = device_energy("gpu0", series, record.series, record.window)
+        averaged, instant = found.checks["averaged_ratio"], found.checks["integrated_ratio"]
+        assert instant.known
+        known += averaged.known
+        assert averaged.value is None or averaged.value == pytest.approx(1.0, abs=0.014)
+        for warning in found.warnings:
+            assert averaged.value is None or "power averaged over each second gives" in warning.message
+    assert known >= 50
