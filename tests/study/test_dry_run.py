@@ -130,3 +130,10 @@ def test_a_study_of_side_by_side_and_alone_doubles_its_cells() -> None:
     only = study.model_copy(update={"placement": (Placement.ALONE,), "exclude": ()})
     assert isinstance(only, Study)
     assert len(expand(only)) == 2 * 3 * 4
+
+
+def test_a_gpu_study_plans_on_a_host_without_gpus() -> None:
+    study, warnings = open_study(STUDIES / "h200_8b_grid.yaml", HostFacts())
+    plans = plan_study(study, HostFacts())
+    assert plans[0].command and plans[0].fit is None and plans[0].waits is None
+    assert not {w.kind for w in warnings} & {"short_energy_window", "waits_for_gpus"}
