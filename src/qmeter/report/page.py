@@ -15,13 +15,19 @@ _TEMPLATES = "qmeter.report.templates"
 _SITE = re.compile(r"https?://(?!www\.w3\.org/)[^/\s\"'`<>)\\]+")
 
 
-def render(parts: Mapping[str, Any], chart_groups: Mapping[str, Sequence[Chart]], styles: Sequence[Style]) -> str:
+def render(
+    parts: Mapping[str, Any],
+    chart_groups: Mapping[str, Sequence[Chart]],
+    styles: Sequence[Style],
+    template: str = "report.html.j2",
+) -> str:
     """The whole page.
 
     Args:
         parts: what the template names.
         chart_groups: charts by section; they are embedded as data, drawn by the inline Vega runtime.
         styles: methods in the legend.
+        template: the page's.
     """
     import jinja2
 
@@ -36,7 +42,7 @@ def render(parts: Mapping[str, Any], chart_groups: Mapping[str, Sequence[Chart]]
     from markupsafe import Markup
 
     specs = {c.name: c.spec for charts in chart_groups.values() for c in charts}
-    return environment.get_template("report.html.j2").render(
+    return environment.get_template(template).render(
         **parts,
         charts=chart_groups,
         styles=styles,
