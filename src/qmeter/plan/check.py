@@ -46,6 +46,7 @@ class PoolLimit:
         pool, period: which.
         rate_hz: what each replica gets. found: what it would sustain, with calibration draws where asked.
         factor: sustained / asked; below 1 the pool is too full.
+        linear: sustained / what the linear rule gives for this mixture.
     """
 
     pool: int
@@ -53,6 +54,7 @@ class PoolLimit:
     rate_hz: float
     found: Capacity
     factor: float
+    linear: float
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ def limits(
             offer, mix, replicas=int(min(plan.replicas[pool], LARGEST_POOL)), seed=seed, draws=draws, near=each,
             curve=False, precision=precision, allow_extrapolation=spec.extrapolate,
         )  # fmt: skip
-        out.append(PoolLimit(int(pool), period, each, found, held(found, spec.certainty) / each))
+        factor = held(found, spec.certainty) / each
+        out.append(PoolLimit(int(pool), period, each, found, factor, factor * float(fill[period])))
     return out
 
 
