@@ -81,7 +81,7 @@ def test_certainty_costs_replicas_and_is_reached(text):
 
 def test_floors_hold_on_the_confidence_bound(plan_text):
     chat = """
-  - {name: chat, rate: 30/s, prompt_tokens: {kind: fixed, tokens: 100}, output_tokens: {kind: fixed, tokens: 40},
+  - {name: chat, rate: 90/s, prompt_tokens: {kind: fixed, tokens: 100}, output_tokens: {kind: fixed, tokens: 40},
      slo: {ttft: 300ms, tpot: 14ms}, quality: {task.facts.accuracy: 0.85}}"""
     found = make_plan(load_plan_text(plan_text(chat, fleet=GIVEN)), what_if=True)
     assert {found.choice(p).offer.method for p in found.pools} == {"bf16"}, "fp8's value is the same, its bound is not"
@@ -110,7 +110,7 @@ def test_least_energy_prefers_the_less_hungry(plan_text, tmp_path):
 
 
 def test_too_few_devices_conflict_with_the_promises(plan_text):
-    found = make_plan(load_plan_text(plan_text(CHAT, fleet="price_usd_h: 4, count: 1")))
+    found = make_plan(load_plan_text(plan_text(CHAT, fleet="price_usd_h: 4, methods: [bf16], count: 1")))
     assert isinstance(found, NoPlan)
     fields = [c.field for c in found.conflict.constraints]
     assert "fleet[0].count" in fields
@@ -118,8 +118,8 @@ def test_too_few_devices_conflict_with_the_promises(plan_text):
     assert ways["fleet[0].count"].startswith("at least")
     assert 0.2 < found.conflict.served < 1 and found.conflict.nearest.replicas.sum() == 1
     enough = int(ways["fleet[0].count"].split()[2])
-    assert isinstance(make_plan(load_plan_text(plan_text(CHAT, fleet=f"price_usd_h: 4, count: {enough + 1}")),
-                                what_if=False), PlanResult)  # fmt: skip
+    more = plan_text(CHAT, fleet=f"price_usd_h: 4, methods: [bf16], count: {enough + 1}")
+    assert isinstance(make_plan(load_plan_text(more), what_if=False), PlanResult)
     out = data(found)
     json.dumps(out, allow_nan=False)
     assert out["feasible"] is False and out["nearest"]

@@ -93,6 +93,8 @@ def solve(problem: Problem, *, gap: float = 0.01, time_limit_s: float = 60.0) ->
     """
     started = time.monotonic()
     keep = _undominated(problem)
+    if not len(keep):
+        return None
     small = _pools(problem, keep)
     every = np.arange(problem.shape[2])
     active = every if np.any(small.marginal) else _peaks(small)
