@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qmeter import catalog
-from qmeter.capacity import Offer, Supply, fitted_physics, offer_of, offers, quality_by_method, with_knobs
+from qmeter.capacity import Offer, Supply, deployments, fitted_physics, offer_of, offers, quality_by_method, with_knobs
 from qmeter.errors import AnalysisError, QMeterError, SpecError, UnknownName
 from qmeter.plan.spec import FleetSpec, PlanSpec
 from qmeter.record import Quantity
@@ -60,7 +60,8 @@ def choices_of(spec: PlanSpec, *, cache: Path | None = None, on_step: Progress |
 
 def _entry(fleet: FleetSpec, index: int, cache: Path | None, on_step: Progress | None) -> list[Choice]:
     supply = Supply(fleet.price_usd_h, fleet.count, fleet.power_limit_w)
-    plain = _chosen(fleet, index, offers(fleet.source, cache=cache, on_fit=on_step))
+    only = _chosen(fleet, index)
+    plain = offers(fleet.source, only=only, cache=cache, on_fit=on_step)
     placed = _carried(fleet, index, plain, supply, cache) if fleet.carry else [_priced(o, supply) for o in plain]
     priced = _with_quality(fleet, index, placed)
     out = []
@@ -88,13 +89,14 @@ def _priced(offer: Offer, supply: Supply) -> Offer:
     )
 
 
-def _chosen(fleet: FleetSpec, index: int, found: list[Offer]) -> list[Offer]:
-    """The offers that the entry asks for; each name must match something."""
+def _chosen(fleet: FleetSpec, index: int) -> dict[str, tuple[str, ...]]:
+    """Axis → names asked for; each name must match something, and all of them together too."""
+    there = deployments(fleet.source)
     device = fleet.device if fleet.carry is None else None
-    axes = [("device", (device,) if device else ()), ("model", fleet.models), ("method", fleet.methods),
-            ("engine", fleet.engines)]  # fmt: skip
-    for axis, wanted in axes:
-        known = sorted({str(getattr(o, axis)) for o in found})
+    axes = {"device": (device,) if device else (), "model": fleet.models, "method": fleet.methods,
+            "engine": fleet.engines}  # fmt: skip
+    for axis, wanted in axes.items():
+        known = sorted({d[axis] for d in there})
         for name in wanted:
             if name not in known:
                 close = nearest(name, known)
@@ -104,12 +106,12 @@ def _chosen(fleet: FleetSpec, index: int, found: list[Offer]) -> list[Offer]:
                 if axis == "device":
                     text += "; to plan for a device that was never measured, use 'carry' with 'extrapolate: true'"
                 raise SpecError("the fleet names what is not there", faults=[(f"fleet[{index}].{field}", text)])
-    kept = [o for o in found if all(not wanted or getattr(o, axis) in wanted for axis, wanted in axes)]
-    if not kept:
+    only = {axis: wanted for axis, wanted in axes.items() if wanted}
+    if not any(all(d[axis] in wanted for axis, wanted in only.items()) for d in there):
         raise SpecError("the fleet is empty", faults=[
             (f"fleet[{index}]", f"no deployment of {fleet.source} has all that is asked for: widen models, methods or "
                                 "engines")])  # fmt: skip
-    return kept
+    return only
 
 
 def _carried(fleet: FleetSpec, index: int, near: list[Offer], supply: Supply, cache: Path | None) -> list[Offer]:
