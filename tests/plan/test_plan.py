@@ -124,6 +124,19 @@ def test_too_few_devices_conflict_with_the_promises(plan_text):
     assert out["feasible"] is False and out["nearest"]
 
 
+def test_entries_share_the_devices_that_the_plan_counts(source):
+    """Two entries on one device: together they may take no more than there are."""
+    from qmeter.plan.supply import choices_of
+    from qmeter.plan.table import device_kind
+
+    fleet = f"  - {{source: '{source}', methods: [bf16]}}\n  - {{source: '{source}', methods: [fp8]}}"
+    devices = "devices: {h200: {count: 2, price_usd_h: 3}}"
+    spec = load_plan_text(f"qmeter: 1\nname: x\n{devices}\nclasses:\n{CHAT}\nfleet:\n{fleet}\n")
+    found = choices_of(spec)
+    assert [device_kind(spec, c) for c in found] == [2, 2]
+    assert [(c.offer.price_usd_h, c.offer.count) for c in found] == [(3, 2), (3, 2)]
+
+
 def test_a_power_budget_is_kept_or_named(plan_text):
     kept = make_plan(load_plan_text(plan_text(CHAT, more="power_budget_w: 2000")), what_if=False)
     assert kept.found.watched.power_w.sum(axis=0).max() <= 2000
