@@ -37,7 +37,7 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 GAP = 0.005
-TIME_LIMIT_S = 60.0
+TIME_LIMIT_S = 40.0
 NB = len(BANDS) - 1
 SCALE_J = 1e-6
 """The objective is in megajoules: HiGHS's tolerances are absolute."""

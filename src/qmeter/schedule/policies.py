@@ -19,11 +19,11 @@ from qmeter.schedule.spec import DAY_S, ScheduleSpec
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
-ROLLING_WHOLE = 6
+ROLLING_WHOLE = 3
 """Slots ahead whose replicas the rolling schedule takes whole; later ones may be fractions."""
 SEEN_MARGIN = 1.05
 """Corrections inside a slot keep this much room above the load of the last five minutes."""
-ROLLING_GAP, ROLLING_LIMIT_S = 0.01, 20.0
+ROLLING_GAP, ROLLING_LIMIT_S = 0.01, 6.0
 
 
 @dataclass(frozen=True)
