@@ -93,7 +93,7 @@ def test_the_page_stands_alone_and_says_why(answer: Answer, tmp_path: Path) -> N
 def test_a_days_rates_follow_the_shape() -> None:
     spec = spec_of()
     day = make_day(spec, 3)
-    assert len(day) == pytest.approx(4 * 86_400, rel=0.02)
+    assert len(day) == pytest.approx(3 * 86_400, rel=0.02)
     middle = (np.arange(24) + 0.5) * 3600.0
     assert day.mean_hz[0] == pytest.approx(rate_at(spec.classes[0], middle), rel=0.06)
     assert (day.peak_hz >= day.mean_hz).all() and (np.diff(day.at_s) >= 0).all()

@@ -23,7 +23,7 @@ ROLLING_WHOLE = 3
 """Slots ahead whose replicas the rolling schedule takes whole; later ones may be fractions."""
 SEEN_MARGIN = 1.05
 """Corrections inside a slot keep this much room above the load of the last five minutes."""
-ROLLING_GAP, ROLLING_LIMIT_S = 0.01, 6.0
+ROLLING_GAP, ROLLING_NODES = 0.003, 400
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _step(spec: ScheduleSpec, choice: Choice, mean: F64, peak: F64, margin: floa
         problem = Problem(spec, choice.kinds, choice.off_w, np.minimum(mean, peak * factor), peak * factor, before,
                           dict(banked), whole=ROLLING_WHOLE)  # fmt: skip
         try:
-            return optimise(problem, ROLLING_GAP, ROLLING_LIMIT_S)
+            return optimise(problem, ROLLING_GAP, nodes=ROLLING_NODES)
         except Infeasible:
             continue
     raise SpecError("the fleet cannot hold half of the load forecast", hint="raise fleet counts")
@@ -227,7 +227,7 @@ def _one_kind(spec: ScheduleSpec, choice: Choice, day: Day) -> int | None:
             if all(r > 0 for r in kind.capacity_hz):
                 try:
                     problem = Problem(spec, (kind,), choice.off_w, day.mean_hz, day.peak_hz)
-                    found.append((optimise(problem, 0.02, 10.0).energy_j, k))
+                    found.append((optimise(problem, 0.02).energy_j, k))
                 except Infeasible:
                     continue
     return min(found)[1] if found else None
@@ -267,7 +267,7 @@ def _asked(spec: ScheduleSpec, problem: Problem, gap: float = GAP) -> Solution:
                         faults=[(floors, "the methods that reach them are too slow for the peak on this many devices")],
                         hint="lower a floor, or add devices")  # fmt: skip
     if _solvable(free):
-        need = optimise(free, 0.02, 20.0).n
+        need = optimise(free, 0.02).n
         devices = max(int(sum(k.devices * need[t, i] for i, k in enumerate(problem.kinds))) for t in range(len(need)))
         have = sum(f.count for f in spec.fleet.values())
         raise SpecError("the fleet is too small for the peak",
@@ -280,7 +280,7 @@ def _asked(spec: ScheduleSpec, problem: Problem, gap: float = GAP) -> Solution:
 
 def _solvable(problem: Problem) -> bool:
     try:
-        optimise(problem, 0.1, 20.0)
+        optimise(problem, 0.1)
     except Infeasible:
         return False
     return True
