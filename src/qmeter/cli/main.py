@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "quality": ("qmeter.cli.quality", "quality", "Measure"),
     "calibrate-model": ("qmeter.cli.calibrate_model", "calibrate_model", "Predict"),
     "simulate": ("qmeter.cli.simulate", "simulate", "Predict"),
+    "tune": ("qmeter.cli.tune", "tune", "Decide"),
 }
 """Command → (module, function, help panel). A command's module is imported only when it is asked for."""
 
@@ -62,6 +63,7 @@ SUMMARIES: dict[str, str] = {
     "quality": "Measure quality on a served endpoint.",
     "calibrate-model": "Fit the simulator to measured records.",
     "simulate": "Predict a deployment's latency, goodput and energy.",
+    "tune": "Search configurations for the best trade-offs, and what to deploy.",
 }
 
 

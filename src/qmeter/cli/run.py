@@ -22,6 +22,7 @@ from qmeter.study.runner import run_study
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of a display.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Study folder (default: runs/NAME).")]
+Caps = Annotated[bool, typer.Option("--allow-power-cap", help="Let the knob power_cap_w cap this host's GPUs.")]
 Retry = Annotated[bool, typer.Option("--retry-failed", help="Measure failed and invalid cells again.")]
 
 
@@ -33,6 +34,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print commands, memory and time; start nothing.")] = False,
     retry_failed: Retry = False,
     no_report: Annotated[bool, typer.Option("--no-report", help="Do not write the report at the end.")] = False,
+    allow_power_cap: Caps = False,
     as_json: Json = False,
 ) -> None:
     """Run a study: every cell that its folder lacks, a record for each, then the report.
@@ -46,20 +48,21 @@ def run(
         print_plan(study, as_json=as_json)
         return
     store = StudyStore.create(out or Path("runs") / study.name, study, study_file.read_text(encoding="utf-8-sig"))
-    _measure(study, store, retry_failed, as_json, report=not no_report)
+    _measure(study, store, retry_failed, as_json, report=not no_report, allow_power_cap=allow_power_cap)
 
 
 def resume(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Study folder.", exists=True, file_okay=False)],
     retry_failed: Retry = False,
     no_report: Annotated[bool, typer.Option("--no-report", help="Do not write the report at the end.")] = False,
+    allow_power_cap: Caps = False,
     as_json: Json = False,
 ) -> None:
     """Go on with a study folder: measure the cells it has no record of. Exit codes as for run."""
     store = StudyStore(folder)
     study = store.study
     _warn(check_study(study), as_json)
-    _measure(study, store, retry_failed, as_json, report=not no_report)
+    _measure(study, store, retry_failed, as_json, report=not no_report, allow_power_cap=allow_power_cap)
 
 
 def quickstart(
@@ -75,10 +78,13 @@ def quickstart(
     _measure(study, StudyStore.create(out, study, text), retry_failed=False, as_json=as_json, report=True)
 
 
-def _measure(study: Study, store: StudyStore, retry_failed: bool, as_json: bool, *, report: bool) -> None:
+def _measure(
+    study: Study, store: StudyStore, retry_failed: bool, as_json: bool, *, report: bool, allow_power_cap: bool = False
+) -> None:
     try:
         with show_events(as_json) as listener:
-            ended = run_study(study, store, listener=listener, retry_failed=retry_failed)
+            ended = run_study(study, store, listener=listener, retry_failed=retry_failed,
+                              allow_power_cap=allow_power_cap)  # fmt: skip
     except KeyboardInterrupt:
         typer.echo(f"\nwhat was measured is kept; to go on: qmeter resume {shlex.quote(str(store.folder))}", err=True)
         raise

@@ -280,3 +280,16 @@ def dots(rows: Sequence[Row], styles: Sequence[Style], x: str, *, mark: float | 
             data = alt.Chart(alt.Data(values=[{"x": value}]))
             layers.insert(0, data.mark_rule(strokeDash=dash, strokeWidth=1).encode(x="x:Q"))
     return _finish(alt.layer(*layers), max(120, 30 * len(order)))
+
+
+def growth(rows: Sequence[Row], x: str, y: str) -> Row:
+    """One step line that rises. Rows: x, y."""
+    alt = altair()
+    line = alt.Chart(alt.Data(values=list(rows))).mark_line(interpolate="step-after", strokeWidth=2)
+    scale = alt.Scale(zero=True, nice=False)
+    return _finish(
+        line.encode(
+            x=alt.X("x:Q", title=x, scale=alt.Scale(nice=False), axis=alt.Axis(tickMinStep=1, format="d")),
+            y=alt.Y("y:Q", title=y, scale=scale, axis=alt.Axis(format="%")),
+        )
+    )

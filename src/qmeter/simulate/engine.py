@@ -76,7 +76,7 @@ def run_cell(
 
     rules, model = calibration.scheduler(), calibration.step_model(draw, seed)
     load = load_of(schedule, rules)
-    result = simulate(_at_scheduler(load, model), rules, model, detail=True)
+    result = simulate(at_scheduler(load, model), rules, model, detail=True)
     notes = check(calibration, load, result, allow=allow_extrapolation)
     sent = _sent(schedule, load, result, model)
     limit_s = schedule.warmup_s + schedule.window_s + schedule.drain_s
@@ -85,7 +85,7 @@ def run_cell(
                          result)  # fmt: skip
 
 
-def _at_scheduler(load: SimLoad, model: StepModel) -> SimLoad:
+def at_scheduler(load: SimLoad, model: StepModel) -> SimLoad:
     """The load as it reaches the scheduler: later by the input delay, and through the front end one at a time."""
     if load.concurrency is not None:
         return replace(load, think_s=load.think_s + model.input_s + model.output_s, spacing_s=model.spacing_s)

@@ -43,6 +43,7 @@ KNOBS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "gpu_memory_fraction": ("a number above 0, at most 1", lambda v: _number(v) and 0 < float(str(v)) <= 1),
     "prefix_cache": ("true or false", lambda v: isinstance(v, bool)),
     "threads": ("a whole number of at least 1", lambda v: _whole(v, 1)),
+    "power_cap_w": ("watts above 0", lambda v: _number(v) and float(str(v)) > 0),
 }
 """The field's names for engine knobs: what each must be, and its test."""
 

@@ -28,6 +28,7 @@ from qmeter.study.events import CellEnded, Listener
 from qmeter.study.fidelity import measure_fidelity
 from qmeter.telemetry.base import Sampler
 from qmeter.telemetry.host import EngineProcessSampler
+from qmeter.telemetry.power_cap import power_cap
 from qmeter.telemetry.prometheus import EngineSampler
 from qmeter.telemetry.recorder import Recorder
 from qmeter.workload import Vocabulary
@@ -47,16 +48,17 @@ class DeploymentRun:
         samplers: the host's, open for the whole study.
         cache: where models are kept.
         remaining: cells left in the study, for the events.
+        allow_power_cap: let the knob ``power_cap_w`` cap the GPUs while the deployment is measured.
     """
 
     def __init__(
         self, store: StudyStore, study: Study, cells: Sequence[Cell], samplers: Sequence[Sampler], cache: Path,
-        listener: Listener, remaining: int,
+        listener: Listener, remaining: int, allow_power_cap: bool = False,
     ):  # fmt: skip
         deployment = cells[0].deployment
         self._store, self._study, self._listener = store, study, listener
         self._samplers, self._cache, self._remaining = list(samplers), cache, remaining
-        self._pending = list(cells)
+        self._pending, self._allow_power_cap = list(cells), allow_power_cap
         self._context = DeploymentContext(
             store=store,
             study_name=study.name,
@@ -84,10 +86,11 @@ class DeploymentRun:
                 require_same_model(self._context.deployment, self._context.artifact, self._store.records())
             with self._context.stage("idle"):
                 self._context.idle_power = self._idle_power()
-            for attempt in range(1, MOST_STARTS + 1):
-                self._serve_and_measure(engine, last=attempt == MOST_STARTS)
-                if not self._pending:
-                    break
+            with self._capped():
+                for attempt in range(1, MOST_STARTS + 1):
+                    self._serve_and_measure(engine, last=attempt == MOST_STARTS)
+                    if not self._pending:
+                        break
         except StoreError:
             raise  # what cannot be kept need not be measured: the study ends, and resume goes on
         except Exception as error:  # a failed deployment is a record for each of its cells, not the study's end
@@ -95,6 +98,20 @@ class DeploymentRun:
             for cell in list(self._pending):
                 self._end(cell, self._context.failure(cell, error))
         self._write_timings(time.monotonic() - started_s)
+
+    @contextmanager
+    def _capped(self) -> Iterator[None]:
+        """The GPUs under the deployment's ``power_cap_w``, if it has one; the caps found are put back after it.
+
+        Raises:
+            TelemetryError: caps were not allowed, or a card refuses this one.
+        """
+        cap = self._context.deployment.engine.options.get("power_cap_w")
+        if cap is None:
+            yield
+            return
+        with power_cap(float(cap), allow=self._allow_power_cap):
+            yield
 
     def _serve_and_measure(self, engine: Engine, *, last: bool) -> None:
         context, folder = self._context, self._store.deployment_folder(self._context.deployment.id)

@@ -26,12 +26,14 @@ def run_study(
     listener: Listener = silent,
     cache: Path | None = None,
     retry_failed: bool = False,
+    allow_power_cap: bool = False,
 ) -> StudyEnded:
     """Measure every cell that the store lacks; on return each cell of the study has a record.
 
     Args:
         cache: where models are kept (default: :func:`default_cache`).
         retry_failed: measure again the cells whose latest record is failed or invalid.
+        allow_power_cap: let the knob ``power_cap_w`` cap the GPUs; without it such deployments fail, saying so.
 
     Raises:
         StoreError: another run holds the folder, or it cannot be written.
@@ -52,7 +54,8 @@ def run_study(
         try:
             for _, group in groupby(pending, key=lambda cell: cell.deployment.id):
                 members = list(group)
-                run = DeploymentRun(store, study, members, samplers, cache or default_cache(), listener, remaining)
+                run = DeploymentRun(store, study, members, samplers, cache or default_cache(), listener, remaining,
+                                    allow_power_cap)  # fmt: skip
                 run.warn(warnings)
                 run.run()
                 remaining -= len(members)
