@@ -1,10 +1,11 @@
 """The tuning bar: measurements each search needs for 95% of the true front's hypervolume, median over seeds.
 
 What counts as a measurement: one noisy run of one point on the truth (see grid.py), failed points included; points
-that a sampler proposes again cost nothing. What a search knows: the axes and the catalog; `informed` also a low fidelity
-of every point. What is compared: hypervolume of the *true* losses of the points measured so far, over the whole grid's.
+that a sampler proposes again cost nothing. What a search knows: the axes and the catalog; `informed` also a low
+fidelity of every point. What is compared: hypervolume of the *true* losses of the points measured so far, over the
+whole grid's.
 
-    python benchmarks/tune/compare.py --grid /tmp/qmeter_tune_grid.npz --seeds 20 --out docs/…
+    python benchmarks/tune/compare.py --grid /tmp/qmeter_tune_grid.npz --seeds 20 --out found.json
 """
 
 from __future__ import annotations

@@ -53,9 +53,11 @@ def tune(
         file, out = file / FILE, file
     tuning = load_tune(file)
     warnings = _check(tuning, allow_power_cap)
-    known = _known(tuning.spec.measure.source) if tuning.spec.measure.kind == "simulator" else None
+    known = _known(tuning, tuning.spec.measure.source) if tuning.spec.measure.kind == "simulator" else None
     low_source = tuning.spec.low_fidelity.source if tuning.spec.low_fidelity else None
-    low_known = None if low_source is None else known if known and low_source == known.source else _known(low_source)
+    low_known = (
+        None if low_source is None else known if known and low_source == known.source else _known(tuning, low_source)
+    )
     require_knowable(tuning, known)
     for reason in warnings:
         console.print(f"[yellow]warning[/] {escape(reason.message)}", soft_wrap=True, highlight=False)
@@ -108,12 +110,12 @@ def _check(tuning: Tuning, allow_power_cap: bool) -> list[Reason]:
                         faults=[("space.power_cap_w", "pass --allow-power-cap, or leave the axis out")])  # fmt: skip
     if tuning.spec.measure.kind == "simulator":
         return []
-    return check_study(tuning.all_methods())
+    return [w for w in check_study(tuning.all_methods()) if w.kind != "one_repeat"]
 
 
-def _known(source: str | None) -> Known:
+def _known(tuning: Tuning, source: str | None) -> Known:
     assert source is not None
-    return calibrations(source)
+    return calibrations(source, {tuning.space.method_of(p) for p in tuning.space.points})
 
 
 def _open(folder: Path, file: Path) -> None:

@@ -80,7 +80,8 @@ def front_table(tuner: Tuner, advice: Advice, most: int = 20) -> Table:
     table.add_column("sure", justify="right")
     for row in advice.rows[:most]:
         s = row.standing
-        table.add_row("→" if row.recommended else "", escape(s.measured.point.label),
+        more = f"\n[dim]and {len(row.equals)} equal within noise[/]" if row.equals else ""
+        table.add_row("→" if row.recommended else "", escape(s.measured.point.label) + more,
                       *(_cell(row.values[t.key]) for t in tuner.tuning.objectives),
                       f"{s.chance:.0%}\n[dim]n={s.measured.repeats}[/]",
                       style="bold" if row.recommended else "")  # fmt: skip

@@ -16,7 +16,7 @@ from qmeter.report.numbers import shown
 from qmeter.report.page import render_template, runtime
 from qmeter.report.palette import Style, styles
 from qmeter.store import write_atomic
-from qmeter.tune.advise import Advice, advise
+from qmeter.tune.advise import Advice, FrontRow, advise
 from qmeter.tune.hypervolume import Partition
 from qmeter.tune.noise import Standing
 from qmeter.tune.problem import Term
@@ -70,11 +70,16 @@ def _limit(term: Term) -> str:
 def _front(tuner: Tuner, advice: Advice) -> dict[str, Any]:
     columns = ["Point", *(f"{metric(t.name).label} ({t.workload})" for t in tuner.terms), "Sure", "Measured", "Study"]
     rows = [
-        [r.standing.measured.point.label, *(str(shown(r.values[t.key])) for t in tuner.terms),
+        [_label(r), *(str(shown(r.values[t.key])) for t in tuner.terms),
          f"{r.standing.chance:.0%}", f"{r.standing.measured.repeats}×", r.folder]
         for r in advice.rows
     ]  # fmt: skip
     return {"columns": columns, "rows": rows, "chosen": [r.recommended for r in advice.rows]}
+
+
+def _label(row: FrontRow) -> str:
+    more = f" (and {len(row.equals)} equal within noise)" if row.equals else ""
+    return row.standing.measured.point.label + more
 
 
 def _evaluations(tuner: Tuner) -> dict[str, Any]:

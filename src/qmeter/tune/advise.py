@@ -22,6 +22,8 @@ class FrontRow:
     values: Mapping[str, Quantity]
     folder: str
     recommended: bool = False
+    equals: tuple[str, ...] = ()
+    """Labels of points of the same method that noise does not tell from it: knobs that made no difference."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,9 @@ def advise(tuner: Tuner) -> Advice:
     caveats = _caveats(tuner, noise, unsettled)
     if not front:
         return Advice((), None, "No point kept every limit", tuple(_nearest(tuner, found)), caveats, unsettled)
-    knee = front[_knee([s.measured.losses[: len(tuner.tuning.objectives)] for s in front])]
-    rows = [_row(tuner, noise, s, s is knee) for s in front]
+    folded = _folded(tuner, front)
+    knee = folded[_knee([s.measured.losses[: len(tuner.tuning.objectives)] for s, _ in folded])][0]
+    rows = [_row(tuner, noise, s, s is knee, equals) for s, equals in folded]
     first = tuner.tuning.objectives[0]
     rows.sort(key=lambda r: float(r.standing.measured.losses[tuner.terms.index(first)]))
     choice = next(r for r in rows if r.recommended)
@@ -67,12 +70,28 @@ def _knee(losses: Sequence[np.ndarray]) -> int:
     return int(np.argmin((((table - low) / span) ** 2).sum(axis=1)))
 
 
-def _row(tuner: Tuner, noise: Noise, standing: Standing, recommended: bool) -> FrontRow:
+def _folded(tuner: Tuner, front: Sequence[Standing]) -> list[tuple[Standing, tuple[str, ...]]]:
+    """The front with points of one method that noise does not tell apart folded into the surest of them."""
+    m, space = len(tuner.tuning.objectives), tuner.tuning.space
+    kept: list[tuple[Standing, list[str]]] = []
+    for s in sorted(front, key=lambda s: (-s.measured.repeats, -s.chance)):
+        for other, equals in kept:
+            apart = np.abs(s.measured.losses - other.measured.losses)[:m]
+            same = space.method_of(s.measured.point) == space.method_of(other.measured.point)
+            if same and np.all(apart <= 2 * np.hypot(s.measured.errors, other.measured.errors)[:m]):
+                equals.append(s.measured.point.label)
+                break
+        else:
+            kept.append((s, []))
+    return [(s, tuple(equals)) for s, equals in kept]
+
+
+def _row(tuner: Tuner, noise: Noise, standing: Standing, recommended: bool, equals: tuple[str, ...]) -> FrontRow:
     point = standing.measured.point
     runs = next(e for e in tuner.evaluated() if e.point == point)
     last = runs.good[-1].values
     values = {t.key: noise.interval(standing.measured, t, last[t.key]) for t in tuner.terms}
-    return FrontRow(standing, values, runs.runs[0][0].folder, recommended)
+    return FrontRow(standing, values, runs.runs[0][0].folder, recommended, equals)
 
 
 def _why(tuner: Tuner, choice: FrontRow, rows: Sequence[FrontRow]) -> list[str]:
@@ -92,6 +111,9 @@ def _why(tuner: Tuner, choice: FrontRow, rows: Sequence[FrontRow]) -> list[str]:
             trade.append(f"{_named(term)} {_shown(mine)}, {off:.0%} off the best ({_shown(other)})")
     out.append(f"Of {len(rows)} points on the front it is the knee, nearest to the best of everything at once: "
                f"{'; '.join(trade)}.")  # fmt: skip
+    if choice.equals:
+        out.append(f"{len(choice.equals)} other settings of the same method measured the same within noise: the knobs "
+                   "that differ make no difference at this load.")  # fmt: skip
     chance = choice.standing.chance
     out.append(f"It is on the front with {chance:.0%} certainty after {choice.standing.measured.repeats} "
                f"measurement{'s' if choice.standing.measured.repeats > 1 else ''}.")  # fmt: skip

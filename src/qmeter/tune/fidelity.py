@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +35,11 @@ class Known:
     source: str
 
 
-def calibrations(source: str) -> Known:
+def calibrations(source: str, methods: Iterable[str]) -> Known:
     """Those of a calibration file, a study's folder or a profile.
+
+    Args:
+        methods: those wanted; others are fitted only where one of these has no records and must be carried from them.
 
     Raises:
         UnknownName, AnalysisError: there is nothing to calibrate from.
@@ -48,7 +52,10 @@ def calibrations(source: str) -> Known:
             physics = None
     else:
         results = open_results(source)
-        groups = by_deployment(results.records())
+        groups, wanted = by_deployment(results.records()), set(methods)
+        have = {str(g[0].cell["deployment"]["method"]) for g in groups}
+        if wanted <= have:
+            groups = [g for g in groups if str(g[0].cell["deployment"]["method"]) in wanted]
         found, faults = [], []
         for group in groups:
             try:
@@ -57,10 +64,10 @@ def calibrations(source: str) -> Known:
                 faults.append(error)
         if not found:
             raise faults[0] if faults else AnalysisError(f"{source} holds no record to calibrate from")
-        try:
-            physics = fit_records(groups, results.tables, hold_out=False)
-        except QMeterError:
-            physics = None
+        physics = None
+        if not wanted <= have:
+            with contextlib.suppress(QMeterError):
+                physics = fit_records(groups, results.tables, hold_out=False)
     return Known({str(c.deployment["method"]): c for c in found}, physics, source)
 
 
@@ -68,16 +75,23 @@ def calibration_for(tuning: Tuning, point: Point, known: Known) -> Calibration:
     """The calibration that stands for a point, under its knobs.
 
     Raises:
-        AnalysisError: none does.
+        AnalysisError: none does, or no scheduler can run with these knobs.
     """
+    return _under_knobs(tuning, point, _standing_for(tuning, point, known))
+
+
+def _standing_for(tuning: Tuning, point: Point, known: Known) -> Calibration:
     method = tuning.space.method_of(point)
     degrees = {a: int(point.get(a) or getattr(tuning.base.parallelism[0], a)) for a in PARALLEL}
     own = known.by_method.get(method)
     if own is None or any(int(own.deployment["parallelism"].get(a, 1)) != d for a, d in degrees.items()):
-        own = _carried(tuning, method, degrees, known)
+        return _carried(tuning, method, degrees, known)
+    return own
+
+
+def _under_knobs(tuning: Tuning, point: Point, calibration: Calibration) -> Calibration:
     options = tuning.study(point, 0).engines[0].options
-    made, _ = with_knobs(own, {k: v for k, v in options.items() if k != POWER})
-    return made
+    return with_knobs(calibration, {k: v for k, v in options.items() if k != POWER})[0]
 
 
 def _carried(tuning: Tuning, method: str, degrees: Mapping[str, int], known: Known) -> Calibration:
@@ -96,7 +110,10 @@ def screen(
     tuning: Tuning, known: Known, on_point: Callable[[int, int], None] | None = None,
     points: Iterable[Point] | None = None,
 ) -> dict[Point, dict[str, float]]:  # fmt: skip
-    """Every term that the simulator can tell, of every point it can run. Term's key → value."""
+    """Every term that the simulator can tell, of every point it can run. Term's key → value.
+
+    A point that the simulator refuses is left out; one of a method without a calibration keeps what the catalog knows.
+    """
     terms = dict.fromkeys((*tuning.objectives, *tuning.limits))
     workloads = {w.name: w.model_copy(update={"slo": w.slo or tuning.base.slo}) for w in tuning.base.workloads}
     needed = [w for name, w in workloads.items() if any(t.workload == name for t in terms)]
@@ -107,7 +124,12 @@ def screen(
     for k, point in enumerate(every):
         found = _static(tuning, point)
         try:
-            calibration = calibration_for(tuning, point, known)
+            base = _standing_for(tuning, point, known)
+        except AnalysisError:
+            out[point] = {t.key: found[t.key] for t in terms if t.key in found}
+            continue
+        try:
+            calibration = _under_knobs(tuning, point, base)
             for w in needed:
                 rules = calibration.scheduler()
                 key = (w.name, rules.prefix_cache, rules.block_tokens)
@@ -116,11 +138,11 @@ def screen(
                 values = quick(calibration, w, schedules[w.name], load=loads[key])
                 found |= {f"{name}@{w.name}": v for name, v in values.items()}
         except AnalysisError:
-            found = {}
+            continue
         out[point] = {t.key: found[t.key] for t in terms if t.key in found}
         if on_point:
             on_point(k + 1, len(every))
-    return {p: v for p, v in out.items() if v}
+    return out
 
 
 def _static(tuning: Tuning, point: Point) -> dict[str, float]:

@@ -6,6 +6,8 @@ categories. Hyper-parameters are the posterior's mode under log-normal priors (L
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +16,18 @@ from numpy.typing import NDArray
 F64 = NDArray[np.float64]
 SQRT5 = float(np.sqrt(5.0))
 JITTER = 1e-8
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep the linear algebra to one thread: for matrices this small, threads only wait for each other."""
+    try:
+        import threadpoolctl
+    except ImportError:
+        yield
+        return
+    with threadpoolctl.threadpool_limits(1):
+        yield
 
 
 @dataclass(frozen=True)

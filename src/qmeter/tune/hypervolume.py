@@ -2,8 +2,8 @@
 
 Every objective is a loss (lower is better). A point p dominates all z >= p; what is left between floor and reference is
 kept as disjoint boxes, split at each new point. The hypervolume is what was taken away; the expected hypervolume
-improvement of an independent normal prediction is the sum over boxes of a product of one-dimensional integrals (Emmerich
-et al. 2006), exact for any number of objectives.
+improvement of an independent normal prediction is the sum over boxes of a product of one-dimensional integrals
+(Emmerich et al. 2006), exact for any number of objectives.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ where nothing was repeated.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,12 +81,18 @@ class Noise:
         return Quantity.of(value, term.unit, low=ends[0], high=ends[1], n=measured.repeats, why=why)
 
 
-def standings(noise: Noise, objectives: int, bounds: Sequence[tuple[int, float]], seed: int = 0) -> list[Standing]:
+def standings(
+    noise: Noise, objectives: int, bounds: Sequence[tuple[int, float]], method_of: Callable[[Point], str], seed: int = 0
+) -> list[Standing]:
     """Where each measured point stands.
+
+    Points of one method that noise does not tell apart on any objective are no rivals: a knob that makes no difference
+    would otherwise leave every one of them unsure, and draw repeats that settle nothing.
 
     Args:
         objectives: how many of the terms, from the first, are objectives.
         bounds: of each limit: the term's place, and the loss it must not exceed.
+        method_of: the method of a point.
     """
     points = noise.points
     if not points:
@@ -96,9 +102,10 @@ def standings(noise: Noise, objectives: int, bounds: Sequence[tuple[int, float]]
     rng = np.random.default_rng(seed)
     draws = mean[None] + error[None] * rng.standard_normal((SAMPLES, *mean.shape))
     kept = _kept(draws, bounds)
-    chance = _on_front(draws[:, :, :objectives], kept).mean(axis=0)
+    rivals = ~_alike(points, objectives, [method_of(p.point) for p in points])
+    chance = _on_front(draws[:, :, :objectives], kept, rivals).mean(axis=0)
     good = _kept(mean[None], bounds)[0]
-    front = _on_front(mean[None, :, :objectives], good[None])[0]
+    front = _on_front(mean[None, :, :objectives], good[None], rivals)[0]
     out = []
     for i, p in enumerate(points):
         by = next((points[j].point for j in range(len(points)) if good[j] and _beats(points[j], p, objectives)), None)
@@ -119,13 +126,22 @@ def _kept(draws: F64, bounds: Sequence[tuple[int, float]]) -> NDArray[np.bool_]:
     return kept
 
 
-def _on_front(draws: F64, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Per draw, which points are feasible and not dominated by a feasible one. Shape (draws, points)."""
+def _alike(points: Sequence[Measured], objectives: int, methods: Sequence[str]) -> NDArray[np.bool_]:
+    """Pairs of one method whose objectives are all within two standard errors of each other. Shape (points, points)."""
+    mean = np.array([p.losses for p in points])[:, :objectives]
+    error = np.array([p.errors for p in points])[:, :objectives]
+    apart = np.abs(mean[:, None] - mean[None]) > 2 * np.hypot(error[:, None], error[None])
+    names = np.array(methods, dtype=object)
+    return np.asarray(~apart.any(axis=2) & (names[:, None] == names[None]), dtype=bool)
+
+
+def _on_front(draws: F64, kept: NDArray[np.bool_], rivals: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Per draw, which points are feasible and not dominated by a feasible rival. Shape (draws, points)."""
     out = kept.copy()
     for j in range(draws.shape[1]):
         other = draws[:, j : j + 1, :]
         beaten = np.all(other <= draws, axis=2) & np.any(other < draws, axis=2) & kept[:, j : j + 1]
-        out &= ~beaten
+        out &= ~(beaten & rivals[j][None])
     return out
 
 

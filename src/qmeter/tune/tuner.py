@@ -178,7 +178,8 @@ class Tuner:
 
     def standings(self) -> list[Standing]:
         """Where each measured point stands."""
-        return standings(self.noise(), len(self.tuning.objectives), self.bounds(), self.tuning.spec.search.seed)
+        seed, space = self.tuning.spec.search.seed, self.tuning.space
+        return standings(self.noise(), len(self.tuning.objectives), self.bounds(), space.method_of, seed)
 
     def bounds(self) -> list[tuple[int, float]]:
         """Of each limit: the term's place among :attr:`terms`, and the loss that must not be exceeded."""

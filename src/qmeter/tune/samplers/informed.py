@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from qmeter.errors import MissingExtra
 from qmeter.tune.feasibility import PRIOR_SUCCESS, Feasibility
-from qmeter.tune.gp import Inputs, Prior, Process
+from qmeter.tune.gp import Inputs, Prior, Process, one_thread
 from qmeter.tune.hypervolume import Partition, front_mask
 from qmeter.tune.problem import Problem, Seen, Term
 from qmeter.tune.space import Point, features
@@ -27,9 +27,11 @@ BLIND = Prior(length=0.7, signal=0.5)
 """Of a loss about which nothing is known."""
 TRUSTING = Prior(length=1.0, length_sigma=0.8, kind=0.4, signal=0.25)
 """Of what a simulator is wrong by: smooth in the knobs, different for each method."""
-START, START_INFORMED = 3, 4
-"""Points measured before the surrogates propose: this many for each dimension, at most 16; with a low fidelity only a
-few, spread over what it calls best."""
+START, MOST_START = 3, 16
+"""Points measured before a surrogate without a low fidelity proposes: this many for each dimension, at most 16."""
+START_SHARE = 4
+"""With a low fidelity, each method's best point by it is measured first, in at most a quarter of the budget: what a
+simulator is wrong by differs most between methods."""
 REFUSED = 0.2
 """Chance to run of a point that the low fidelity could not run, before anything was measured."""
 
@@ -70,7 +72,7 @@ class InformedSampler:
         self._inputs = Inputs(np.column_stack([numbers, *_columns(low)]), kinds)
         self._low = low
         self._models = [_model(t, low[:, j]) for j, t in enumerate(terms)]
-        refused = ~np.isfinite(low).any(axis=1) if self._informed else np.zeros(len(problem.space), dtype=bool)
+        refused = np.array([self._informed and p not in problem.low for p in problem.space.points])
         self._feasibility = Feasibility(problem.space, np.where(refused, REFUSED, PRIOR_SUCCESS))
         self._seen: list[Seen] = []
         self._open: set[int] = set()
@@ -87,7 +89,8 @@ class InformedSampler:
             row = self._start.pop(0)
             if row not in done:
                 return self._take(row)
-        gain = self._gain(left)
+        with one_thread():
+            gain = self._gain(left)
         best = left[gain >= gain.max() * (1 - 1e-9)]
         return self._take(int(best[0] if len(best) == 1 else self._rng.choice(best)))
 
@@ -104,31 +107,38 @@ class InformedSampler:
         return self._open | {self._problem.space.row[s.point] for s in self._seen}
 
     def _first_points(self) -> list[int]:
-        """Spread points, each as far as can be from those before: over the space, or over what the simulator likes."""
-        rows = self._liked() if self._informed else np.arange(len(self._problem.space))
+        """Spread points, each as far as can be from those before; with a low fidelity, each method's best by it."""
+        if self._informed:
+            return self._best_of_each_method()
         dimensions = self._blind.numbers.shape[1] + self._blind.kinds.shape[1]
-        count = START_INFORMED if self._informed else min(16, START * dimensions)
-        chosen = [int(self._rng.choice(rows))]
+        count = min(MOST_START, START * dimensions, len(self._problem.space))
+        chosen = [int(self._rng.integers(len(self._problem.space)))]
         far = self._distance(chosen[0])
-        while len(chosen) < min(count, len(rows)):
-            row = int(rows[np.argmax((far + 1e-3 * self._rng.random(len(far)))[rows])])
+        while len(chosen) < count:
+            row = int(np.argmax(far + 1e-3 * self._rng.random(len(far))))
             chosen.append(row)
             far = np.minimum(far, self._distance(row))
         return chosen
 
-    def _liked(self) -> NDArray[np.int64]:
-        """The front by the low fidelity, among what it says keeps the limits."""
-        m = len(self._problem.objectives)
+    def _best_of_each_method(self) -> list[int]:
+        """By the sum of low losses, each scaled to its range among what keeps the limits by the low fidelity."""
+        m, space = len(self._problem.objectives), self._problem.space
         place = {model.term: j for j, model in enumerate(self._models)}
         known = [j for j in range(m) if np.isfinite(self._low[:, j]).any()]
-        good = np.isfinite(self._low[:, known]).all(axis=1) if known else np.ones(len(self._low), dtype=bool)
+        if not known:
+            return []
+        good = np.isfinite(self._low[:, known]).all(axis=1)
+        over = np.zeros(len(space))
         for term in self._problem.limits:
-            column, most = self._low[:, place[term]], term.loss(term.limit if term.limit is not None else 0.0)
-            good &= ~(column > most)
-        rows = np.flatnonzero(good)
-        if not len(rows):
-            return np.arange(len(self._low))
-        return np.asarray(rows[front_mask(self._low[rows][:, known])]) if known else rows
+            most = term.loss(term.limit if term.limit is not None else 0.0)
+            over += np.nan_to_num(np.maximum(self._low[:, place[term]] - most, 0.0))
+        table = self._low[:, known]
+        span = np.nanmax(table, axis=0) - np.nanmin(table, axis=0) + 1e-12
+        score = ((table - np.nanmin(table, axis=0)) / span).sum(axis=1) + 100.0 * over
+        best: dict[str, int] = {}
+        for row in np.flatnonzero(good)[np.argsort(score[good], kind="stable")]:
+            best.setdefault(space.method_of(space.points[row]), int(row))
+        return list(best.values())[: max(START_SHARE, self._problem.budget // START_SHARE)]
 
     def _distance(self, row: int) -> F64:
         x = self._blind
@@ -150,18 +160,28 @@ class InformedSampler:
         return np.asarray(np.maximum(gain, 0.0) * chance, dtype=np.float64) + 1e-12 * chance
 
     def _partition(self, predicted: F64) -> Partition:
-        """What the feasible points seen so far leave, by the surrogates' own smoothed values of them."""
+        """What the feasible points seen so far leave, by the surrogates' own smoothed values of them.
+
+        The reference lies a tenth beyond the worst of the front that is measured or predicted: not the measured one's
+        alone, or an extreme that nobody measured yet would be worth nothing.
+        """
         good = [s for s in self._seen if s.feasible]
         rows = np.array(sorted({self._problem.space.row[s.point] for s in good}), dtype=np.int64)
         m = len(self._problem.objectives)
         have = self._predict(rows)[0][:, :m] if len(rows) else np.zeros((0, m))
         every = np.concatenate([have, predicted])
-        reference = self._problem.reference(have if len(have) > 2 else every)
+        likely = np.concatenate([have, predicted[np.all(predicted <= self._most(), axis=1)]])
+        reference = self._problem.reference(likely[front_mask(likely)] if len(likely) > 2 else every)
         floor = np.minimum(every.min(axis=0), reference) - 0.5
         made = Partition(reference, floor)
         for loss in have[front_mask(have)]:
             made.add(loss)
         return made
+
+    def _most(self) -> F64:
+        """The objectives' own limits as losses, infinite where there is none."""
+        objectives = self._problem.objectives
+        return np.array([np.inf if t.limit is None else t.loss(t.limit) for t in objectives])
 
     def _predict(self, rows: NDArray[np.int64]) -> tuple[F64, F64]:
         """Mean and deviation of every term at some points. Shapes (n, terms)."""
