@@ -12,6 +12,7 @@ from qmeter.cli.init import Template, write_template
 from qmeter.cli.main import EXIT_BAD_INPUT, EXIT_OK, _run
 from qmeter.errors import SpecError
 from qmeter.load import Limits
+from qmeter.quality.tasks import TASKS
 from qmeter.spec import load_study_text
 from qmeter.spec.study import expand
 from qmeter.study.check import check_study, open_study, open_study_text
@@ -135,6 +136,20 @@ def test_init_writes_a_study_that_loads_and_checks(template: Template, tmp_path:
     assert warnings == []
     assert study.engines[0].name == template.value
     assert str(path) in path.read_text()
+
+
+@pytest.mark.parametrize("template", list(Template))
+def test_a_template_takes_a_workload_for_each_task_from_the_tasks_own_profile(
+    template: Template, tmp_path: Path
+) -> None:
+    path = tmp_path / "tasks.yaml"
+    write_template(path, template, tuple(TASKS.names()))
+    study, _ = open_study(path, HOST)
+    assert [w.name for w in study.workloads] == list(TASKS.names())
+    for workload in study.workloads:
+        profile = TASKS.create(workload.name).profile
+        assert workload.arrivals == profile.arrivals and workload.slo == profile.slo
+        assert workload.prompts.tasks == (workload.name,) and not workload.ignore_eos
 
 
 def test_init_leaves_an_existing_file_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

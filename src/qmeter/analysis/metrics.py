@@ -55,6 +55,10 @@ _ROWS = [
     Metric("kv_use_max", "KV use, highest", "1", Better.NEITHER, "Highest share of KV-cache blocks in use"),
     Metric("memory_peak_bytes", "Memory, highest", "B", Better.LOWER,
            "Highest memory in use: GPU memory where there is a GPU, else the engine's resident memory"),
+    Metric("nvlink_bytes_s", "NVLink traffic", "B/s", Better.LOWER,
+           "Bytes sent over NVLink a second, summed over the deployment's GPUs"),
+    Metric("nvlink_bytes_per_token", "NVLink traffic per token", "B/token", Better.LOWER,
+           "Bytes sent over NVLink in the window over its output tokens"),
     Metric("energy_j", "Energy", "J", Better.LOWER,
            "Energy of the serving devices over the window, from their counters (GPUs, else the CPU package)"),
     Metric("j_per_output_token", "Energy per output token", "J/token", Better.LOWER,
@@ -100,6 +104,9 @@ def metric(name: str, unit: str = "1") -> Metric:
     if name.startswith("task."):
         parts = name.split(".")
         label = " ".join(parts[1:]).replace("_", " ")
+        if parts[-1] == "changed_text":
+            text = f"Share of answers of the task {parts[1]!r} that read differently when asked again alone"
+            return Metric(name, label, unit, Better.NEITHER, text)
         return Metric(name, label, unit, Better.HIGHER, f"Score of the task {parts[1]!r}, graded under the load")
     if tail in METRICS:
         row = METRICS[tail]

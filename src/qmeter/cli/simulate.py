@@ -13,12 +13,10 @@ from rich.table import Table
 
 from qmeter.errors import SpecError
 from qmeter.record import Quantity
-from qmeter.simulate.calibrate import calibrate
-from qmeter.simulate.calibration import Calibration, find, load_calibrations
+from qmeter.simulate.calibration import Calibration
 from qmeter.simulate.predict import DRAWS, Prediction, predict
-from qmeter.simulate.validate import by_deployment
+from qmeter.simulate.sources import calibrations_of
 from qmeter.spec.workload import WorkloadSpec
-from qmeter.store import open_results
 
 SHOWN = ("ttft_p50_s", "ttft_p99_s", "tpot_mean_s", "tpot_p99_s", "e2e_p50_s", "throughput_tok_s", "goodput_hz",
          "slo_attainment", "j_per_output_token", "power_mean_w")  # fmt: skip
@@ -49,7 +47,7 @@ def simulate(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a prediction.")] = False,
 ) -> None:
     """Predict latencies, goodput, energy and power with 90% intervals; refuse what the calibration does not cover."""
-    calibrations = find(_calibrations(source), model=model, method=method, engine=engine)
+    calibrations = calibrations_of(source, model=model, method=method, engine=engine)
     if as_device or as_model or devices > 1:
         calibrations = [_carried(source, c, as_device, as_model, devices) for c in calibrations]
     slo = {k: v for k, v in (("ttft", ttft), ("tpot", tpot)) if v}
@@ -80,13 +78,6 @@ def simulate(
         console.print(f"[yellow]extrapolated[/] {moved}", soft_wrap=True, highlight=False)
     for note in dict.fromkeys(f"{p.calibration.label}: {n}" for p in found for n in p.notes):
         console.print(f"[yellow]near the edge[/] {note}", soft_wrap=True, highlight=False)
-
-
-def _calibrations(source: str) -> list[Calibration]:
-    if Path(source).is_file():
-        return load_calibrations(Path(source))
-    results = open_results(source)
-    return [calibrate(group, results.tables) for group in by_deployment(results.records())]
 
 
 def _carried(source: str, near: Calibration, device: str | None, model: str | None, devices: int) -> Calibration:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from pathlib import Path
 
 import yaml
 
-from qmeter.errors import SpecError
+from qmeter.errors import SpecError, TelemetryError
 from qmeter.simulate import Calibration
 from qmeter.spec.study import Cell, Study, deployments
 from qmeter.store import StudyStore
 from qmeter.study.check import check_study
 from qmeter.study.context import reason_of
 from qmeter.study.events import Listener
+from qmeter.study.played import play_study
 from qmeter.study.runner import run_study
-from qmeter.study.simulated import simulate_study
+from qmeter.telemetry.power_cap import power_cap
 from qmeter.tune.fidelity import Known, calibration_for
 from qmeter.tune.journal import Outcome, Proposal
 from qmeter.tune.outcome import outcome_of
+from qmeter.tune.space import POWER
 from qmeter.tune.spec import Tuning
 
 TRUTH_DRAW = 11
@@ -53,7 +56,7 @@ class Measurer:
             self._lend_scores(store, study)
             self._run(study, store, proposal)
             self._keep_scores(store, study)
-        except SpecError as error:
+        except (SpecError, TelemetryError) as error:
             return Outcome({}, reason_of(error), time.monotonic() - began_s)
         return outcome_of(store.records(), self._terms, proposal.repeat, time.monotonic() - began_s)
 
@@ -64,9 +67,11 @@ class Measurer:
             def calibration_of(cell: Cell) -> Calibration:
                 return calibration_for(self._tuning, proposal.point, known)
 
-            simulate_study(study, store, calibration_of, draw=TRUTH_DRAW, listener=self._listener)
+            play_study(study, store, calibration_of, draw=TRUTH_DRAW, listener=self._listener)
             return
-        run_study(study, store, listener=self._listener, allow_power_cap=self._allow)
+        cap = proposal.point.get(POWER)
+        with power_cap(float(cap), allow=self._allow) if cap is not None else contextlib.nullcontext():
+            run_study(study, store, listener=self._listener)
 
     def _lend_scores(self, store: StudyStore, study: Study) -> None:
         """Give the study's deployments the reference and the scores that an earlier evaluation of their method made."""

@@ -1,0 +1,245 @@
+"""Four ways through the day: static peak, reactive autoscaling, the rolling-horizon schedule, the clairvoyant one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qmeter.capacity import lower_is_better
+from qmeter.errors import SpecError
+from qmeter.schedule.day import Day, forecast, rate_at
+from qmeter.schedule.kinds import Choice, Kind
+from qmeter.schedule.milp import Infeasible, Problem, Solution, optimise
+from qmeter.schedule.spec import DAY_S, ScheduleSpec
+
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+ROLLING_WHOLE = 6
+"""Slots ahead whose replicas the rolling schedule takes whole; later ones may be fractions."""
+ROLLING_GAP, ROLLING_LIMIT_S = 0.01, 20.0
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a policy did: times at which it changed, replicas from each on, and shares.
+
+    Attributes:
+        at_s: ascending, the first 0, shape (m,). Replicas are ready then: their loading began earlier.
+        n: replicas of each kind, shape (m, kinds). shares: shape (m, classes, kinds).
+        solution: of the optimiser, where the whole course is one.
+        seconds: spent optimising. gap: the worst relative optimality gap met.
+    """
+
+    name: str
+    title: str
+    at_s: F64
+    n: I64
+    shares: F64
+    solution: Solution | None = None
+    seconds: float = 0.0
+    gap: float = 0.0
+
+
+def slot_times(spec: ScheduleSpec) -> F64:
+    """When each slot begins, shape (slots,). Units: s."""
+    return np.asarray(np.arange(spec.slots) * spec.slot, dtype=np.float64)
+
+
+def static_peak(spec: ScheduleSpec, choice: Choice, day: Day) -> Course:
+    """The cheapest constant fleet, of any mix of kinds, that holds the day's peak and keeps the floors."""
+    peak = np.repeat(day.peak_hz.max(axis=1, keepdims=True), spec.slots, axis=1)
+    solution = _asked(spec, Problem(spec, choice.kinds, choice.off_w, day.mean_hz, peak, constant=True))
+    return Course("static", "static peak", np.zeros(1), solution.n[:1], solution.shares[:1], solution)
+
+
+def clairvoyant(spec: ScheduleSpec, choice: Choice, day: Day) -> Course:
+    """The optimum over the whole day with its true rates."""
+    problem = Problem(spec, choice.kinds, choice.off_w, day.mean_hz, day.peak_hz)
+    solution = _asked(spec, problem)
+    times = slot_times(spec)
+    return Course("clairvoyant", "clairvoyant optimum", times, solution.n, solution.shares, solution, gap=solution.gap)
+
+
+def planned(spec: ScheduleSpec, choice: Choice, day: Day) -> Course:
+    """What can be written down beforehand: the optimum for the rates that the spec expects, with the forecast's margin.
+
+    Only how far five minutes rise above their slot's mean is taken from a drawn day.
+    """
+    t = (np.arange(spec.slots * 12) + 0.5) * DAY_S / (spec.slots * 12)
+    mean = np.array([rate_at(c, t).reshape(spec.slots, 12).mean(axis=1) for c in spec.classes])
+    rise = np.median(day.peak_hz / np.maximum(day.mean_hz, 1e-9), axis=1)[:, None]
+    problem = Problem(spec, choice.kinds, choice.off_w, mean, mean * rise * _margin(spec))
+    try:
+        solution = optimise(problem)
+    except Infeasible:
+        solution = _asked(spec, replace(problem, peak_hz=mean * rise))
+    return Course("planned", "planned from the forecast", slot_times(spec), solution.n, solution.shares, solution)
+
+
+def rolling(spec: ScheduleSpec, choice: Choice, day: Day, seed: int, tick: Callable[[int], None] = lambda _: None
+            ) -> Course:  # fmt: skip
+    """Each slot: forecast what is left of the day, optimise over it, carry the first slot out.
+
+    The quality already served is banked, so that the floors hold over the day. Capacity is planned for the forecast
+    with its margin, and only for what the fleet can hold.
+    """
+    rng = np.random.default_rng((seed, 77))
+    before: I64 | None = None
+    banked: dict[tuple[int, str], float] = {}
+    n, shares, gaps = [], [], [0.0]
+    horizon = spec.slots if spec.forecast.horizon is None else max(1, math.ceil(spec.forecast.horizon / spec.slot))
+    for t in range(spec.slots):
+        error = forecast(spec, day.mean_hz, t, rng)
+        ahead = slice(t, min(t + horizon, spec.slots))
+        mean, peak = day.mean_hz[:, ahead] * error[:, ahead], day.peak_hz[:, ahead] * error[:, ahead]
+        solution = _step(spec, choice, mean, peak, _margin(spec), before, banked)
+        n.append(solution.n[0])
+        shares.append(solution.shares[0])
+        gaps.append(solution.gap)
+        before = solution.n[0]
+        _bank(spec, choice.kinds, banked, day.mean_hz[:, t], solution.shares[0])
+        tick(t)
+    times = slot_times(spec)
+    return Course("schedule", "rolling schedule", times, np.array(n), np.array(shares), gap=max(gaps))
+
+
+def _step(spec: ScheduleSpec, choice: Choice, mean: F64, peak: F64, margin: float, before: I64 | None,
+          banked: dict[tuple[int, str], float]) -> Solution:  # fmt: skip
+    """One decision; where the fleet cannot hold the forecast with its margin, with less of it, down to what it can."""
+    top = np.ones(peak.shape)
+    for share in (1.0, 0.5, 0.0, -0.1, -0.25, -0.5):
+        factor = top * (1 + (margin - 1) * share) if share >= 0 else top * (1 + share)
+        problem = Problem(spec, choice.kinds, choice.off_w, np.minimum(mean, peak * factor), peak * factor, before,
+                          dict(banked), whole=ROLLING_WHOLE)  # fmt: skip
+        try:
+            return optimise(problem, ROLLING_GAP, ROLLING_LIMIT_S)
+        except Infeasible:
+            continue
+    raise SpecError("the fleet cannot hold half of the load forecast", hint="raise fleet counts")
+
+
+def _bank(spec: ScheduleSpec, kinds: tuple[Kind, ...], banked: dict[tuple[int, str], float], mean_hz: F64, shares: F64
+          ) -> None:  # fmt: skip
+    for c, one in enumerate(spec.classes):
+        for name, floor in one.quality.items():
+            sign = -1.0 if lower_is_better(name) else 1.0
+            served = sum(shares[c, k] * sign * (kind.quality[name] - floor) for k, kind in enumerate(kinds))
+            banked[c, name] = banked.get((c, name), 0.0) + float(served * mean_hz[c]) * spec.slot
+
+
+def _margin(spec: ScheduleSpec) -> float:
+    return math.exp(spec.forecast.margin * spec.forecast.error)
+
+
+def reactive(spec: ScheduleSpec, choice: Choice, day: Day) -> Course:
+    """One kind, as an autoscaler runs it: replicas for the load of the interval before, up at once, down after the
+    cool-down.
+
+    The kind is the one that needs least energy over the day among those that keep every floor alone; where none does,
+    the static fleet's mix is scaled as a whole.
+    """
+    best = _one_kind(spec, choice, day)
+    if best is None:
+        return _scaled_mix(spec, choice, day)
+    kind = choice.kinds[best]
+    step_s, ticks = spec.reactive.interval, round(DAY_S / spec.reactive.interval)
+    edges = np.linspace(0, DAY_S, ticks + 1)
+    count = spec.fleet[kind.device].count // kind.devices
+    work = np.zeros(ticks)
+    for c, rate in enumerate(kind.capacity_hz):
+        work += np.histogram(day.at_s[day.group == c], edges)[0] / step_s / rate
+    want = np.clip(np.ceil(work / spec.reactive.target), 1, count).astype(np.int64)
+    hold = max(1, round(spec.reactive.cool_down / step_s))
+    lag = math.ceil(kind.load_s / step_s)
+    desired = np.array(
+        [want[max(0, t - hold) : max(t, 1)].max() for t in range(ticks)]
+    )  # known at the interval's start
+    n = np.array([desired[max(0, t - lag) : t + 1].min() for t in range(ticks)])  # what was wanted a start ago is ready
+    changed = np.flatnonzero(np.diff(n, prepend=-1))
+    rows = np.zeros((len(changed), len(choice.kinds)), dtype=np.int64)
+    rows[:, best] = n[changed]
+    shares = np.zeros((len(changed), len(spec.classes), len(choice.kinds)))
+    shares[:, :, best] = 1.0
+    return Course(
+        "reactive", f"reactive autoscaling of {kind.name}", np.asarray(changed * step_s, dtype=np.float64), rows, shares
+    )
+
+
+def _one_kind(spec: ScheduleSpec, choice: Choice, day: Day) -> int | None:
+    """Index of the kind that is cheapest alone, ``None`` where no kind keeps every promise alone."""
+    found = []
+    for k, kind in enumerate(choice.kinds):
+        for one in spec.classes:
+            for name, floor in one.quality.items():
+                bound = kind.quality[name]
+                if bound > floor if lower_is_better(name) else bound < floor:
+                    break
+            else:
+                continue
+            break
+        else:
+            if all(r > 0 for r in kind.capacity_hz):
+                try:
+                    problem = Problem(spec, (kind,), choice.off_w, day.mean_hz, day.peak_hz)
+                    found.append((optimise(problem, 0.02, 10.0).energy_j, k))
+                except Infeasible:
+                    continue
+    return min(found)[1] if found else None
+
+
+def _scaled_mix(spec: ScheduleSpec, choice: Choice, day: Day) -> Course:
+    """The static fleet scaled to the load of the slot before: rounded up, kind by kind."""
+    static = static_peak(spec, choice, day)
+    top = float(day.peak_hz.sum(axis=0).max()) * spec.reactive.target
+    load = day.peak_hz.sum(axis=0)
+    seen = np.concatenate([load[:1], load[:-1]])
+    n = np.ceil(static.n[0][None, :] * np.minimum(seen / top, 1.0)[:, None]).astype(np.int64)
+    n = np.maximum(n, (static.n[0] > 0).astype(np.int64)[None, :])
+    times = slot_times(spec)
+    shares = np.repeat(static.shares, spec.slots, axis=0)
+    return Course("reactive", "reactive scaling of the static mix", times, n, shares)
+
+
+def _asked(spec: ScheduleSpec, problem: Problem) -> Solution:
+    """Solve it, or say which promise the fleet cannot keep, and what would.
+
+    Raises:
+        SpecError: with the field and the way out.
+    """
+    try:
+        return optimise(problem)
+    except Infeasible:
+        pass
+    peak = problem.peak_hz.max(axis=1)
+    free = replace(problem, spec=spec.model_copy(update={
+        "fleet": {n: f.model_copy(update={"count": 4096}) for n, f in spec.fleet.items()}}))  # fmt: skip
+    without = [c.model_copy(update={"quality": {}}) for c in spec.classes]
+    loose = replace(problem, spec=spec.model_copy(update={"classes": tuple(without)}))
+    if any(c.quality for c in spec.classes) and _solvable(loose):
+        floors = ", ".join(f"classes[{i}].quality.{n}" for i, c in enumerate(spec.classes) for n in c.quality)
+        raise SpecError("the floors cannot be kept together with the load on this fleet",
+                        faults=[(floors, "the methods that reach them are too slow for the peak on this many devices")],
+                        hint="lower a floor, or add devices")  # fmt: skip
+    if _solvable(free):
+        need = optimise(free, 0.02, 20.0).n
+        devices = max(int(sum(k.devices * need[t, i] for i, k in enumerate(problem.kinds))) for t in range(len(need)))
+        have = sum(f.count for f in spec.fleet.values())
+        raise SpecError("the fleet is too small for the peak",
+                        faults=[(f"fleet.{next(iter(spec.fleet))}.count",
+                                 f"{have} devices; the peak of {peak.sum():.1f} requests/s needs about {devices}")],
+                        hint="raise the count, loosen the SLO, or lower the rate")  # fmt: skip
+    raise SpecError("no plan keeps the floors", faults=[("classes[].quality", "they contradict each other: no mix of "
+                    "methods keeps all of them")], hint="lower one of them")  # fmt: skip
+
+
+def _solvable(problem: Problem) -> bool:
+    try:
+        optimise(problem, 0.1, 20.0)
+    except Infeasible:
+        return False
+    return True
