@@ -93,9 +93,9 @@ def test_the_page_stands_alone_and_says_why(answer: Answer, tmp_path: Path) -> N
 def test_a_days_rates_follow_the_shape() -> None:
     spec = spec_of()
     day = make_day(spec, 3)
-    assert len(day) == pytest.approx(8 * 86_400, rel=0.01)
+    assert len(day) == pytest.approx(3 * 86_400, rel=0.02)
     middle = (np.arange(24) + 0.5) * 3600.0
-    assert day.mean_hz[0] == pytest.approx(rate_at(spec.classes[0], middle), rel=0.03)
+    assert day.mean_hz[0] == pytest.approx(rate_at(spec.classes[0], middle), rel=0.06)
     assert (day.peak_hz >= day.mean_hz).all() and (np.diff(day.at_s) >= 0).all()
 
 
@@ -131,7 +131,7 @@ def changed(**changes: Any) -> str:
 
 
 BAD = {
-    "negative rate": (changed(classes__0__rate="-8/s"), "classes[0].rate", "must not be negative"),
+    "negative rate": (changed(classes__0__rate="-1/s"), "classes[0].rate", "must not be negative"),
     "empty fleet": (changed(fleet={}), "fleet", ""),
     "no devices": (changed(fleet__h200__count=0), "fleet.h200.count", "at least 1"),
     "unknown device": (changed(fleet={"h100": {"count": 4}}), "fleet.h100", "they have h200"),
@@ -141,7 +141,7 @@ BAD = {
     "unknown method": (changed(methods=["fp9"]), "methods[0]", "fp8"),
     "torn interval": (changed(quality__methods__fp8={"score": {"value": 0.6, "low": 0.7}}),
                       "quality.methods.fp8.score", "low"),
-    "too small": (changed(fleet__h200__count=1, classes__0__rate="60/s"), "fleet.h200.count", "needs about"),
+    "too small": (changed(fleet__h200__count=1, classes__0__rate="30/s"), "fleet.h200.count", "needs about"),
     "bad slot": (changed(slot="7h"), "slot", "whole number"),
     "silent day": (changed(classes__0__shape=[0] * 24), "classes[0].shape", "some hour"),
 }  # fmt: skip

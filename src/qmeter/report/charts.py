@@ -282,6 +282,19 @@ def dots(rows: Sequence[Row], styles: Sequence[Style], x: str, *, mark: float | 
     return _finish(alt.layer(*layers), max(120, 30 * len(order)))
 
 
+def growth(rows: Sequence[Row], x: str, y: str) -> Row:
+    """One step line that rises. Rows: x, y."""
+    alt = altair()
+    line = alt.Chart(alt.Data(values=list(rows))).mark_line(interpolate="step-after", strokeWidth=2)
+    scale = alt.Scale(zero=True, nice=False)
+    return _finish(
+        line.encode(
+            x=alt.X("x:Q", title=x, scale=alt.Scale(nice=False), axis=alt.Axis(tickMinStep=1, format="d")),
+            y=alt.Y("y:Q", title=y, scale=scale, axis=alt.Axis(format="%")),
+        )
+    )
+
+
 def against_gpus(rows: Sequence[Row], styles: Sequence[Style], y: str, *, ideal: bool) -> Row:
     """A value against the number of GPUs: a line through each method's tensor-parallel points, the others beside it.
 

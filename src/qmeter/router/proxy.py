@@ -21,7 +21,7 @@ from qmeter.router.metrics import Metrics
 CLASS_HEADER, REPLICA_HEADER = "X-QMeter-Class", "X-QMeter-Replica"
 _SENT = ("Accept", "X-Request-Id")
 """A client's headers that go to the replica; all others, hop-by-hop and credentials among them, do not."""
-_RETURNED = ("Content-Type", "Retry-After", "X-Request-Id", "Cache-Control")
+_RETURNED = ("Content-Type", "Content-Encoding", "Retry-After", "X-Request-Id", "Cache-Control")
 RETRIED = frozenset({429, 500, 502, 503, 504})
 """Answers after which another replica is tried."""
 MOST_ANSWER_BYTES = 64 << 20
@@ -185,9 +185,7 @@ class Proxy:
                     upstream.close()
                     raise
         except TimeoutError:
-            raise TryFailed(
-                f"{replica.name} gave no token within {limits.first_token_timeout:g} s", "first_token_timeout"
-            ) from None
+            raise TryFailed(f"{replica.name} did not answer in time", "first_token_timeout") from None
         except (aiohttp.ClientError, OSError) as error:
             raise TryFailed(f"{replica.name}: {_words(error)}", _name(error)) from None
         self._metrics.ttft.labels(job.cls, replica.kind).observe(time.monotonic() - job.began_s)

@@ -28,7 +28,7 @@ class Day:
     Attributes:
         at_s, prompt, output, group: arrival, lengths in tokens, and class of each request, shape (n,).
         mean_hz: mean rate of each class in each slot, shape (classes, slots).
-        peak_hz: its highest rate over five minutes of the slot.
+        peak_hz: its highest rate over five minutes of the slot. fine_hz: its rate in each five minutes.
     """
 
     at_s: F64
@@ -37,6 +37,7 @@ class Day:
     group: I64
     mean_hz: F64
     peak_hz: F64
+    fine_hz: F64
     slot_s: float
 
     def __len__(self) -> int:
@@ -87,8 +88,8 @@ def make_day(spec: ScheduleSpec, seed: int, longest_tokens: int | None = None) -
     at, prompt, output, group = (np.concatenate([p[k] for p in parts]) for k in range(4))
     order = np.argsort(at, kind="stable")
     at, group = at[order], group[order].astype(np.int64)
-    mean, peak = _rates(at, group, len(spec.classes), spec.slots)
-    return Day(at, prompt[order].astype(np.int64), output[order].astype(np.int64), group, mean, peak, spec.slot)
+    mean, peak, fine = _rates(at, group, len(spec.classes), spec.slots)
+    return Day(at, prompt[order].astype(np.int64), output[order].astype(np.int64), group, mean, peak, fine, spec.slot)
 
 
 def rate_at(c: TrafficClass, t_s: F64) -> F64:
@@ -136,13 +137,13 @@ def _drawn(c: TrafficClass, rng: np.random.Generator) -> tuple[F64, I64, I64]:
     return at, prompt, output
 
 
-def _rates(at: F64, group: I64, classes: int, slots: int) -> tuple[F64, F64]:
+def _rates(at: F64, group: I64, classes: int, slots: int) -> tuple[F64, F64, F64]:
     slot_s = DAY_S / slots
     bins = max(1, round(slot_s / FINE_S))
     edges = np.linspace(0, DAY_S, slots * bins + 1)
     fine = np.array([np.histogram(at[group == c], edges)[0] for c in range(classes)]) / (slot_s / bins)
     by_slot = fine.reshape(classes, slots, bins)
-    return by_slot.mean(axis=2), by_slot.max(axis=2)
+    return by_slot.mean(axis=2), by_slot.max(axis=2), fine
 
 
 def forecast(spec: ScheduleSpec, truth: F64, now: int, rng: np.random.Generator) -> F64:

@@ -27,6 +27,7 @@ KNOBS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "gpu_memory_fraction": ("a number above 0, at most 1", lambda v: _number(v) and 0 < float(str(v)) <= 1),
     "prefix_cache": ("true or false", lambda v: isinstance(v, bool)),
     "threads": ("a whole number of at least 1", lambda v: _whole(v, 1)),
+    "power_cap_w": ("watts above 0", lambda v: _number(v) and float(str(v)) > 0),
 }
 """The field's names for engine knobs: what each must be, and its test."""
 
@@ -104,6 +105,11 @@ def _knobs(i: int, engine: EngineRef, findings: Findings) -> None:
         expected, good = KNOBS.get(name, ("", lambda v: True))
         if not good(value):
             findings.fault(("engines", i, "options", name), f"expected {expected}, found {brief(value)}")
+        elif name == "power_cap_w":
+            findings.warn(
+                "power_cap_not_set", f"engines[{i}].options.power_cap_w is only recorded here: no cap is set",
+                "qmeter tune --allow-power-cap sets it while it measures; set it on the card yourself",
+            )  # fmt: skip
         elif name not in KNOBS and (close := nearest(name, KNOBS, n=1)):
             findings.warn(
                 "unusual_option", f"engines[{i}].options.{name} goes to {engine.name} as given",
