@@ -12,8 +12,9 @@ the same fresh requests (``watch``, seeds that no planner used).
 - **peak**: one configuration for everything, the cheapest by saturated throughput of the mix a dollar, and replicas so
   that the peak is 70% of that throughput.
 
-"as planned": share of re-simulations (four fresh seeds a plan, one at a time) in which a promise was broken, and cost. "at equal SLO": replicas are added, one at a time to the
-pools that broke a promise, until every promise is kept; then cost.
+"as planned": cost, and the share of re-simulations (four fresh seeds a plan, one at a time) in which a promise was
+broken. "at equal SLO": replicas are added, one at a time to the pools that broke a promise, until every promise is kept
+in all four; then cost.
 """
 
 from __future__ import annotations
