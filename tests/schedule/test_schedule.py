@@ -44,7 +44,7 @@ def test_the_schedule_closes_most_of_the_oracles_saving(answer: Answer) -> None:
 def test_the_floor_holds_as_served(answer: Answer) -> None:
     for outcomes in answer.outcomes.values():
         assert outcomes[0].quality["chat", "score"] >= 0.685 - 5e-4
-    assert answer.outcomes["clairvoyant"][0].quality["chat", "score"] - 0.6 > 0.1
+    assert answer.outcomes["clairvoyant"][0].quality["chat", "score"] < 0.687, "no finer than promised: it costs"
 
 
 def test_energy_adds_up(answer: Answer) -> None:
@@ -65,7 +65,8 @@ def test_requests_follow_the_shares(answer: Answer) -> None:
     slot = (day.at_s / answer.spec.slot).astype(int)
     for t in (3, 12, 20):
         own = kind[slot == t]
-        for k, share in enumerate(course.shares[t, 0]):
+        row = np.searchsorted(course.at_s, t * answer.spec.slot, side="right") - 1
+        for k, share in enumerate(course.shares[row, 0]):
             assert (own == k).mean() == pytest.approx(share, abs=0.01)
 
 
