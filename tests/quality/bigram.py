@@ -93,7 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
             "top_logprobs": [None if r is None else {f"token_id:{t}": float(r[t]) for t in top}
                              for r, top in zip(rows, tops, strict=True)],
         }}  # fmt: skip
-        if self.shape == "embedded":
+        if self.shape == "chosen-only" or (self.shape == "embedded" and (body.get("echo") or len(ids) > 1)):
             choice["logprobs"]["top_logprobs"] = None
         if self.shape == "vllm" and body.get("echo"):
             choice["prompt_logprobs"] = [

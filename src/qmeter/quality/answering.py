@@ -13,6 +13,7 @@ from qmeter.quality.client import Completions, each
 from qmeter.quality.statistics import wilson
 from qmeter.quality.tasks.grading import Grades, grade_items, task_items
 from qmeter.record import Quantity, Requests, RequestStatus
+from qmeter.workload import Schedule
 from qmeter.workload.prompts import TaskItem
 
 
@@ -50,9 +51,47 @@ def changed_answers(before: Grades, after: Grades, *, level: float = 0.95) -> di
         if not shared:
             found[name] = Quantity.unknown("1", "no item was answered in both runs")
             continue
-        interval = wilson(changed, len(shared), level)
-        found[name] = Quantity.of(changed / len(shared), "1", low=interval.low, high=interval.high, n=len(shared))
+        found[name] = _share(changed, len(shared), level)
     return found
+
+
+def changed_under_load(
+    target: Target, schedule: Schedule, requests: Requests, count: int, *, level: float = 0.95
+) -> dict[str, Quantity]:
+    """``task.<name>.changed_text`` of a run just ended: its own requests asked again, each alone on the idle server.
+
+    Args:
+        target: the deployment, as the load asked it.
+        schedule: what the load sent.
+        requests: what came of it, row by row of the schedule.
+        count: requests a task, evenly spread over those answered.
+        level: of the intervals (Wilson).
+
+    Raises:
+        QualityError: the endpoint failed.
+    """
+    tasks = list(dict.fromkeys(str(t) for t in requests.task if t))
+    names = {task: f"task.{task}.changed_text" for task in tasks}
+    if target.temperature > 0 or target.ignore_eos:
+        why = "answers are sampled, or run past their end: two runs differ by themselves"
+        return {name: Quantity.unknown("1", why) for name in names.values()}
+    client, found = Completions(target, plain=True), dict[str, Quantity]()
+    answered = (requests.status == RequestStatus.OK.value) & np.array([t is not None for t in requests.text])
+    for task, name in names.items():
+        rows = np.flatnonzero(answered & (requests.task == task))
+        if not rows.size:
+            found[name] = Quantity.unknown("1", "no request was answered")
+            continue
+        picked = rows[np.linspace(0, rows.size - 1, min(count, rows.size)).round().astype(int)].tolist()
+        alone = [client.generate(schedule.requests[i].prompt, schedule.requests[i].output_tokens).text for i in picked]
+        changed = sum(text != requests.text[i] for text, i in zip(alone, picked, strict=True))
+        found[name] = _share(changed, len(picked), level)
+    return found
+
+
+def _share(changed: int, n: int, level: float) -> Quantity:
+    interval = wilson(changed, n, level)
+    return Quantity.of(changed / n, "1", low=interval.low, high=interval.high, n=n)
 
 
 def _table(asked: Sequence[tuple[str, TaskItem]], texts: Sequence[str]) -> Requests:

@@ -78,10 +78,11 @@ class Completions:
     Args:
         target: where to send; its headers go with every request and appear in no message.
         retries: extra tries after a connection failure or a 429/503, one second apart.
+        plain: ask with the OpenAI API's own fields alone, as the load client does.
     """
 
-    def __init__(self, target: Target, *, retries: int = 3):
-        self._target, self._retries, self._dialect = target, retries, 0
+    def __init__(self, target: Target, *, retries: int = 3, plain: bool = False):
+        self._target, self._retries, self._dialect = target, retries, len(_DIALECTS) - 1 if plain else 0
 
     def generate(
         self, prompt: str | Sequence[int], tokens: int, *, temperature: float = 0.0, seed: int = 0, top: int = 0,

@@ -7,9 +7,11 @@ Names, units and what each means (nat = natural-log units):
 ``kl_sampled`` [nat/token]    KL(reference || deployment), unbiased, from the sampled continuations: mean of
                               (r - 1) - ln r with r = q/p (Schulman's k3 estimator: unbiased and never negative)
 ``kl_topk`` [nat/token]       KL of the distributions coarsened to the tokens that both lists hold and one rest
-                              bucket: by the data-processing inequality never above the true KL (biased low)
+                              bucket: by the data-processing inequality never above the true KL (biased low); where
+                              the endpoint lists no alternatives for prompt tokens, at some places a continuation
 ``top1_agreement`` [1]        share of tokens where both give the same best next token for the same prefix; where the
-                              endpoint lists no alternatives: of the greedy tokens, by decoding on from each prefix
+                              endpoint lists no alternatives at all: of the greedy tokens, by decoding on from each
+                              prefix
 ``greedy_agreement`` [1]      the same from free-running text (decode path): agreed / (agreed + first differences)
 ``first_divergence_tokens``   mean of min(first difference, length) of free-running greedy text [token]
 ``changed_share`` [1]         share of greedy continuations that differ from the reference's anywhere
@@ -115,8 +117,19 @@ def _kl_topk(reference: Scores, scores: Scores, estimate: _Estimator) -> Quantit
     inside = np.where(shared, p * (np.where(shared, reference.top_logprobs, 0.0) - np.where(shared, q_log, 0.0)), 0.0)
     rest_p, rest_q = np.clip(1 - p.sum(axis=1), 0, 1), np.clip(1 - q.sum(axis=1), 1e-12, 1)
     rest = np.where(rest_p > 1e-12, rest_p * np.log(np.maximum(rest_p, 1e-12) / rest_q), 0.0)
-    k = reference.top_ids.shape[1]
-    return estimate(inside.sum(axis=1) + rest, "nat/token", why=f"lower bound from top-{k} lists and one rest bucket")
+    k, known = reference.top_ids.shape[1], _listed(reference, scores)
+    why = f"lower bound from top-{k} lists and one rest bucket{_share_said(known)}"
+    return estimate(inside.sum(axis=1) + rest, "nat/token", known, why=why)
+
+
+def _listed(reference: Scores, scores: Scores) -> NDArray[np.bool_]:
+    """Tokens where both list their best next tokens, shape (t,)."""
+    listed: NDArray[np.bool_] = (reference.top_ids.max(axis=1) >= 0) & (scores.top_ids.max(axis=1) >= 0)
+    return listed
+
+
+def _share_said(known: NDArray[np.bool_]) -> str:
+    return "" if known.all() else f"; at {int(known.sum())} of {known.size} tokens, evenly spread"
 
 
 def _best(scores: Scores) -> NDArray[np.int64]:
@@ -131,8 +144,9 @@ def _top1(reference: Scores, scores: Scores, estimate: _Estimator) -> Quantity:
         if not asked.any():
             return Quantity.unknown("1", NO_TOP)
         return estimate(scores.agrees.astype(np.float64), "1", asked, why="of greedy tokens, by decoding")
-    known = (reference.top_ids.max(axis=1) >= 0) & (scores.top_ids.max(axis=1) >= 0)
-    return estimate((_best(reference) == _best(scores)).astype(np.float64), "1", known)
+    known = _listed(reference, scores)
+    said = _share_said(known).removeprefix("; ") or None
+    return estimate((_best(reference) == _best(scores)).astype(np.float64), "1", known, why=said)
 
 
 def _free_run(scores: Scores, estimate: _Estimator) -> dict[str, Quantity]:

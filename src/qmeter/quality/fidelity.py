@@ -2,9 +2,10 @@
 
 The reference deployment writes greedy and sampled continuations once (:func:`make_reference`). Every deployment, the
 reference too, then scores those very tokens (:func:`score`): their log-probabilities given the reference's prefix, in
-one prefill each, and its own free-running greedy text. Where the endpoint gives no alternatives for prompt tokens,
-that text is taken up again from the reference's prefix after each difference, so that every greedy token says whether
-the two agree. :func:`compare` turns two scores into quantities.
+one prefill each, and its own free-running greedy text. Where the endpoint gives no alternatives for prompt tokens, it
+is asked for the best next tokens at :data:`POSITIONS` places of each continuation, one request a place; where it gives
+none there either, the greedy text is taken up again from the reference's prefix after each difference, so that every
+greedy token says whether the two agree. :func:`compare` turns two scores into quantities.
 
 Prefill and decode are different code paths: a quantized KV cache may be read in decode alone, so both are measured.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 
 import numpy as np
@@ -23,6 +24,10 @@ from qmeter.load.target import Target
 from qmeter.quality.client import Answer, Completions, PromptScores, each
 from qmeter.quality.comparison import compare
 from qmeter.quality.data import I64, Continuation, Reference, Scores
+
+POSITIONS = 8
+"""Places a continuation where a deployment is asked for its best next tokens one by one, evenly spread. Each costs a
+prefill of the prefix."""
 
 __all__ = ["Continuation", "Reference", "Scores", "builtin_prompts", "compare", "make_reference", "score"]
 
@@ -93,6 +98,8 @@ def score(target: Target, reference: Reference, *, concurrency: int = 8, free_ru
 
     prefills = each(prefill, reference.continuations, concurrency)
     decodes = each(decode, reference.continuations, concurrency)
+    if reference.top_k > 0 and not any(p.top for p in prefills):
+        prefills = _with_alternatives(client, reference, prefills, concurrency)
     asked = free_run and reference.top_k > 0 and not any(p.top for p in prefills)
     pairs = list(zip(reference.continuations, decodes, strict=True))
     agrees = each(lambda pair: _agreement(client, *pair) if asked else _unasked(pair[0]), pairs, concurrency)
@@ -110,6 +117,35 @@ def score(target: Target, reference: Reference, *, concurrency: int = 8, free_ru
         agrees=np.concatenate([p.agrees for p in parts]),
         matched=np.array([p.matched for p in parts], np.int64),
     )
+
+
+def places(length: int) -> tuple[int, ...]:
+    """At most :data:`POSITIONS` places of a continuation of ``length`` tokens, evenly spread, the last one included."""
+    count = min(POSITIONS, length)
+    return tuple(length - 1 - i * length // count for i in reversed(range(count)))
+
+
+def _with_alternatives(
+    client: Completions, reference: Reference, prefills: Sequence[PromptScores], concurrency: int
+) -> list[PromptScores]:
+    """The scores with the best next tokens at some places, each asked by a request for one greedy token.
+
+    The same places for every deployment. Left as they are where the endpoint lists no alternatives there either.
+    """
+    wanted = [(n, at) for n, c in enumerate(reference.continuations) for at in places(len(c.ids))]
+
+    def best(place: tuple[int, int]) -> dict[int, float]:
+        n, at = place
+        c = reference.continuations[n]
+        answer = client.generate(c.prompt_ids + c.ids[:at], 1, top=reference.top_k, ignore_eos=True)
+        return answer.top[0] if answer.top else {}
+
+    if not best(wanted[0]):
+        return list(prefills)
+    tops = [[dict[int, float]() for _ in p.logprobs] for p in prefills]
+    for (n, at), found in zip(wanted, each(best, wanted, concurrency), strict=True):
+        tops[n][len(reference.continuations[n].prompt_ids) + at] = found
+    return [replace(p, top=tuple(t)) for p, t in zip(prefills, tops, strict=True)]
 
 
 def _unasked(c: Continuation) -> I64:

@@ -2,11 +2,13 @@
 
 The cage (:mod:`qmeter.quality.sandbox_child`): namespaces of its own for mounts, network, processes and IPC; a root
 that holds the interpreter and system libraries read-only and one small folder in memory; no network interface, no
-/proc; an unprivileged user; limits on CPU time, address space, processes, file size and open files. This side reads
-its output up to a bound, watches its memory and the clock, and ends everything at once by ending its process 1.
+/proc; an unprivileged user; limits on CPU time, address space, processes, file size and open files; a filter that
+refuses system calls by which memory escapes those limits or the cage could be widened. This side reads its output up
+to a bound, watches its memory and the clock, and ends everything at once by ending its process 1.
 
-Where the host does not allow such a cage, nothing runs: :class:`QualityError` says which step was refused. There is no
-system-call filter: a bug in the kernel itself is not defended against.
+Where the host does not allow such a cage, nothing runs: :class:`QualityError` says which step was refused. A bug in the
+kernel's ordinary calls is not defended against. The program's own process also runs its tests, so a program that sets
+out to deceive its grader (by reading its own source for the closing word) can pass; it still harms nothing.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ class Verdict(StrEnum):
     OUTPUT = "output"
     FILES = "files"
     NETWORK = "network"
+    RIGHTS = "rights"
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ _TRACES = (
     (Verdict.PROCESSES, ("Resource temporarily unavailable", "can't start new thread")),
     (Verdict.FILES, ("Read-only file system", "No space left on device", "File too large", "Permission denied",
                      "Too many open files")),
+    (Verdict.RIGHTS, ("Operation not permitted",)),
 )  # fmt: skip
 
 

@@ -3,7 +3,8 @@
 The request comes as one JSON line on standard input; what happens goes as JSON lines to the descriptor named in it.
 Order: new mount, network, PID, IPC and UTS namespaces (and a user namespace where not root); a root file system of
 its own with the interpreter and the system libraries read-only and one small writable folder in memory; no network
-interface; no /proc; then an unprivileged user, limits, no new privileges, and the program as process 2.
+interface; no /proc; then an unprivileged user, limits, no new privileges, a filter over system calls
+(:mod:`qmeter.quality.sandbox_filter`), and the program as process 2.
 """
 
 from __future__ import annotations
@@ -133,6 +134,25 @@ def _limit(limits: Mapping[str, Any]) -> None:
         resource.setrlimit(what, (soft, hard))
 
 
+def _load_filter() -> Any:
+    """The module beside this file, read while the host's files can still be seen."""
+    import importlib.util
+
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "sandbox_filter.py")
+    spec = importlib.util.spec_from_file_location("sandbox_filter", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _filter_calls(module: Any) -> None:
+    try:
+        _do("system-call filter", module.install(os.uname().machine))
+    except KeyError:
+        raise Refused(f"no system-call numbers for {os.uname().machine}") from None
+
+
 def _run(argv: list[str]) -> int:
     """Process 1: starts the program as process 2, collects orphans, returns the program's wait status."""
     child = os.fork()
@@ -164,6 +184,7 @@ def main() -> None:
         file.write("1000")
     os.nice(5)
     try:
+        calls = _load_filter()
         _namespaces()
         first = os.fork()  # process 1 of the new PID namespace: when it ends, the kernel ends all others there
         if first == 0:
@@ -171,6 +192,7 @@ def main() -> None:
                 _root_file_system(request["root"], request["limits"], request["program"], request["interpreter_root"])
                 _give_up_rights(user)
                 _limit(request["limits"])
+                _filter_calls(calls)
             except Refused as error:
                 _tell(descriptor, refused=str(error))
                 os._exit(125)

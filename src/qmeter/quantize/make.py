@@ -137,6 +137,15 @@ def make_checkpoint(
     return manifest
 
 
+def reference_folder(model: Path, cache: Path) -> Path:
+    """The 16-bit folder that ``model``'s checkpoints are made from (of a GGUF: its values as BF16, in ``cache``).
+
+    Raises:
+        SourceError: as :func:`make_checkpoint`.
+    """
+    return _reference(model, _content(model), cache.expanduser().absolute(), lambda _: None)
+
+
 def _reference(model: Path, digest: str, cache: Path, progress: Progress) -> Path:
     """The 16-bit folder to start from: the model's own, or the GGUF's values written as BF16."""
     if model.is_dir():

@@ -13,9 +13,10 @@ from qmeter.report.words import verdict_text
 
 
 class Text(str):
-    """A table cell's text that may carry a reason, shown when pointed at."""
+    """A table cell's text that may carry a reason, shown when pointed at; ``best`` of its table stands out."""
 
     why: str = ""
+    best: bool = False
 
 
 def text(shown_text: object, q: Quantity) -> Text:
@@ -100,7 +101,7 @@ def points_table(summary: StudySummary) -> Table:
 
 
 def quality_table(summary: StudySummary) -> Table:
-    """Every quality quantity a deployment, and task scores a load point."""
+    """Every quality quantity a deployment."""
     names = list(dict.fromkeys(n for d in summary.deployments for n in d.quality))
     head = ("Model", "Method", *(metric(n).label for n in names))
     rows = []
@@ -110,25 +111,6 @@ def quality_table(summary: StudySummary) -> Table:
         cells = [d.quality.get(n, Quantity.unknown("1", "not measured")) for n in names]
         rows.append((d.key.model, d.key.label, *(_quality_text(n, q) for n, q in zip(names, cells, strict=True))))
     return Table(head, tuple(rows), numbers=True)
-
-
-def task_table(summary: StudySummary) -> Table:
-    """Task scores, graded from what was generated under load."""
-    found = [
-        (
-            d.key.model,
-            d.key.label,
-            p.workload,
-            metric(n).label,
-            str(share(q)) if q.unit == "1" else str(shown(q)),
-            q.why or "",
-        )
-        for d in summary.deployments
-        for p in d.points
-        for n, q in p.quality.items()
-        if n.startswith("task.")
-    ]
-    return Table(("Model", "Method", "Workload", "Score", "Value", "Note"), tuple(found))
 
 
 def _quality_text(name: str, q: Quantity) -> Text:
@@ -221,7 +203,6 @@ def all_tables(summary: StudySummary, records: Sequence[Record]) -> dict[str, Ta
     return {
         "points": points_table(summary),
         "quality": quality_table(summary),
-        "tasks": task_table(summary),
         "verification": verification(summary),
         "proofs": proofs(records, summary.labels),
         "failures": failures(summary),

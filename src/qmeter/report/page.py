@@ -29,7 +29,17 @@ def render(
         styles: methods in the legend.
         template: the page's.
     """
+    specs = [c for charts in chart_groups.values() for c in charts]
+    return render_template("report.html.j2", parts, chart_groups, styles, runtime() if specs else "")
+
+
+def render_template(
+    template: str, parts: Mapping[str, Any], chart_groups: Mapping[str, Sequence[Chart]], styles: Sequence[Style],
+    script: str,
+) -> str:  # fmt: skip
+    """A page of this room's templates, its styles, scripts (``script``: the chart runtime) and data inline."""
     import jinja2
+    from markupsafe import Markup
 
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_read),
@@ -39,8 +49,6 @@ def render(
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["sentence"] = lambda text: text[:1].upper() + text[1:].rstrip(".")
-    from markupsafe import Markup
-
     specs = {c.name: c.spec for charts in chart_groups.values() for c in charts}
     return environment.get_template(template).render(
         **parts,
@@ -49,7 +57,7 @@ def render(
         shapes=SVG_PATHS,
         css=Markup(_read("report.css")),
         js=Markup(_read("report.js")),
-        runtime=Markup(runtime() if specs else ""),
+        runtime=Markup(script),
         specs=Markup(embedded(specs)),
     )
 

@@ -20,8 +20,11 @@ from qmeter.report.palette import styles
 
 Row = dict[str, Any]
 
-POOLS = ("pools", "How full each pool is",
-         "Load in replicas' worth at the tail promise, against the replicas there are (dashed), period by period.")  # fmt: skip
+POOLS = (
+    "pools",
+    "How full each pool is",
+    "Load in replicas' worth at the tail promise, against the replicas there are (dashed), period by period.",
+)
 ALTERNATIVES = (
     "alternatives",
     "This plan beside others",
@@ -155,7 +158,7 @@ def _pools(result: PlanResult) -> Any:
         ).properties(width=size, height=150, title=n)
         for n in names.values()
     ]
-    return alt.concat(*panels, columns=2).resolve_scale(y="independent")
+    return alt.concat(*panels, columns=2 if result.demand.rate_hz.shape[1] > 8 else 4).resolve_scale(y="independent")
 
 
 def _alternatives(result: PlanResult) -> Any:

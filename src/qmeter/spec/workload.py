@@ -133,10 +133,14 @@ class SyntheticPrompts(Frozen):
 
 
 class TaskPrompts(Frozen):
-    """Prompts from the named quality tasks' items, in turn; graded after the load."""
+    """Prompts from the named quality tasks' items, in turn; graded after the load.
+
+    ``alone`` items of each task are asked once more after the load, one by one: does batching change answers?
+    """
 
     kind: Literal["tasks"] = "tasks"
     tasks: tuple[str, ...] = Field(min_length=1)
+    alone: int = Field(default=0, ge=0)
 
 
 Prompts = Annotated[SyntheticPrompts | TaskPrompts, Field(discriminator="kind")]

@@ -14,6 +14,9 @@ from qmeter.study.cell import Bench
 
 LEAST_TIMEOUT_S = 120.0
 """The least that one scoring request may take before it is given up. Units: s."""
+IN_FLIGHT, IN_FLIGHT_AGAIN = 8, 1
+"""Requests in flight while scoring, and while the reference is scored again: no batches, so that what its row shows
+holds the differences that batching makes, which are part of what every other row may owe to the engine."""
 
 
 def measure_fidelity(bench: Bench, study: Study, cell: Cell) -> None:
@@ -43,7 +46,7 @@ def measure_fidelity(bench: Bench, study: Study, cell: Cell) -> None:
         own_folder = context.store.deployment_folder(context.deployment.id)
         scores = _scores(own_folder / "scores.npz", reference, bench, cell)
         if is_reference:  # scored a second time: what its row shows is the engine's own noise, not a number with itself
-            scores = _scores(own_folder / "scores_again.npz", reference, bench, cell)
+            scores = _scores(own_folder / "scores_again.npz", reference, bench, cell, IN_FLIGHT_AGAIN)
         if not (reference_folder / "scores.npz").exists():
             context.quality["ppl_ratio"] = Quantity.unknown("1", "the reference itself could not be scored")
             return
@@ -59,13 +62,13 @@ def _target(bench: Bench, cell: Cell) -> Target:
     return replace(target, timeout_s=max(target.timeout_s, LEAST_TIMEOUT_S))
 
 
-def _scores(path: Path, reference: Reference, bench: Bench, cell: Cell) -> Scores:
+def _scores(path: Path, reference: Reference, bench: Bench, cell: Cell, in_flight: int = IN_FLIGHT) -> Scores:
     """The deployment's scores, from an earlier start of it where they are of this very reference."""
     if path.exists():
         known = Scores.load(path)
         if known.reference_id == reference.id:
             return known
-    scores = score(_target(bench, cell), reference)
+    scores = score(_target(bench, cell), reference, concurrency=in_flight)
     scores.save(path)
     return scores
 

@@ -191,6 +191,36 @@ def test_several_prompts_give_several_choices_in_order() -> None:
     run(case)
 
 
+def test_one_greedy_token_alone_lists_the_best_next_tokens() -> None:
+    async def case(core: FakeCore, ask: Callable[..., Client], link: Link) -> None:
+        asked = {"prompt": [65], "max_tokens": 1, "logprobs": 3, "temperature": 0, "ignore_eos": True}
+        client = ask(*completion(**asked, return_tokens_as_token_ids=True))
+        message = await core.next()
+        assert message["best"] == 3
+        core.say(accepted=message["id"], ids=[65])
+        core.step([message["id"], [50], [-0.2], "length", [[50, -0.2], [51, -1.8], [52, -4.0]]])
+        listed = (await client.json())["choices"][0]["logprobs"]
+        assert listed["top_logprobs"] == [{"token_id:50": -0.2, "token_id:51": -1.8, "token_id:52": -4.0}]
+        assert listed["token_logprobs"] == [-0.2]
+        assert link.metrics.values["qmeter_generated_tokens_total"] == 1
+
+    run(case)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"max_tokens": 2}, {"temperature": 0.5}, {"ignore_eos": False}, {"logprobs": 1}, {"echo": True}, {"n": 2},
+     {"frequency_penalty": 1}, {"stop": "x"}],
+)  # fmt: skip
+def test_any_other_request_has_the_chosen_token_alone(other: dict[str, Any]) -> None:
+    async def case(core: FakeCore, ask: Callable[..., Client], _: Link) -> None:
+        asked = {"prompt": [65], "max_tokens": 1, "logprobs": 3, "temperature": 0, "ignore_eos": True}
+        ask(*completion(**(asked | other)))
+        assert (await core.next())["best"] == 0
+
+    run(case)
+
+
 def test_a_refusal_of_the_engine_process_is_a_400() -> None:
     async def case(core: FakeCore, ask: Callable[..., Client], _: Link) -> None:
         client = ask(*completion())

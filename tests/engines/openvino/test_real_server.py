@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 
 from qmeter import catalog, sources
@@ -106,6 +107,18 @@ def test_echo_log_probabilities_are_those_of_generating(server: RunningServer) -
     assert len(values) == len(ids) and values[0] is None and all(v <= 0 for v in values[1:])
     prefilled, decoded = sum(values[-12:]), sum(choice["logprobs"]["token_logprobs"])
     assert abs(prefilled - decoded) < 0.1 * 12, "prefill and decode agree to a tenth of a nat a token"
+
+
+def test_best_next_tokens_have_the_log_probabilities_that_scoring_gives_them(server: RunningServer) -> None:
+    asked = {"prompt": "The capital of France is", "max_tokens": 1, "temperature": 0, "ignore_eos": True}
+    _, made = ask(server, **asked, logprobs=6, return_token_ids=True, return_tokens_as_token_ids=True)
+    choice = made["choices"][0]
+    listed = {int(k.removeprefix("token_id:")): v for k, v in choice["logprobs"]["top_logprobs"][0].items()}
+    assert len(listed) == 6 and max(listed, key=lambda t: listed[t]) == choice["token_ids"][0]
+    assert list(listed.values()) == sorted(listed.values(), reverse=True) and sum(map(np.exp, listed.values())) < 1
+    for token, value in listed.items():
+        _, scored = ask(server, prompt=[*choice["prompt_token_ids"], token], max_tokens=0, echo=True, logprobs=1)
+        assert scored["choices"][0]["logprobs"]["token_logprobs"][-1] == pytest.approx(value, abs=0.05)
 
 
 def test_echo_of_a_prompt_longer_than_the_token_budget_scores_every_token(server: RunningServer) -> None:

@@ -1,7 +1,8 @@
 """Answers in the OpenAI API's shapes: whole ones, and one server-sent event a token.
 
 Alternatives (``top_logprobs``): the pipeline gives the log-probability of the chosen token alone, so an entry holds
-that one; at temperature 0 it is the best token. A prompt token's entry is null: its alternatives are not known.
+that one; at temperature 0 it is the best token. Only a request of one greedy token lists as many as it asks for (see
+``Generation.best``). A prompt token's entry is null: its alternatives are not known.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class Choice:
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
         self.pieces: list[str] = []
+        self.best: list[tuple[int, float]] | None = None
         self.finish: str | None = None
         self._vocabulary, self._stream = vocabulary, Stream(vocabulary, generation.stop)
         self._echo_left = len(prompt_ids) if generation.echo else 0
@@ -38,7 +40,7 @@ class Choice:
 
     def take(self, output: Output) -> int:
         """Take one step's output; returns how many generated tokens it added. ``finish`` is set at the end."""
-        tokens, logprobs = output.tokens, output.logprobs
+        tokens, logprobs, self.best = output.tokens, output.logprobs, output.best
         if self._echo_left:
             self.prompt_logprobs += logprobs[: self._echo_left]
             skip = min(self._echo_left, len(tokens))
@@ -187,6 +189,8 @@ def _logprobs(
         offsets.append(offset)
         offset += len(piece)
     tops = [{n: v} for n, v in zip(names, values, strict=True)] if g.logprobs else None
+    if tops and choice.best:
+        tops = [{choice.name(t, g.tokens_as_ids): v for t, v in choice.best}]
     return {"tokens": names, "token_logprobs": list(values), "top_logprobs": tops, "text_offset": offsets}
 
 

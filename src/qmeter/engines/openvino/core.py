@@ -5,7 +5,8 @@ send a step's tokens, take requests and answer ``/metrics`` while the next step 
 
 From the server: ``{"op": "add", "id", "ids" | "text" | "chat", …}``, ``{"op": "cancel", "id"}``.
 To the server: ``{"ready": …}``, ``{"accepted": id, "ids"}``, ``{"refused": id, "message", "param"}``, ``{"step": row,
-"out": [[id, tokens, log-probabilities, finish], …]}``, ``{"fatal": message, "memory": bool}``.
+"out": [[id, tokens, log-probabilities, finish, best next tokens where asked], …]}``, ``{"fatal": message, "memory":
+bool}``.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ class Core:
         self._queue: deque[tuple[int, Any, Any]] = deque()
         self._handles: dict[int, Any] = {}
         self._scoring: set[int] = set()
+        self._listing: set[int] = set()
         self._shadow = Shadow(options.token_budget, options.prefix_cache)
 
     def run(self) -> None:
@@ -98,6 +100,8 @@ class Core:
         self._queue.append((request, ids, config))
         if config.max_new_tokens == 0:
             self._scoring.add(request)
+        if message["best"]:
+            self._listing.add(request)
         self._wire.send({"accepted": request, "ids": ids})
 
     def _cancel(self, request: int) -> None:
@@ -110,6 +114,7 @@ class Core:
     def _forget(self, request: int) -> None:
         self._shadow.remove(request)
         self._scoring.discard(request)
+        self._listing.discard(request)
 
     def _ids(self, message: Mapping[str, Any]) -> list[int]:
         if message.get("ids") is not None:
@@ -148,6 +153,8 @@ class Core:
         config.ignore_eos = message["ignore_eos"]
         config.logprobs = 1 if message["logprobs"] else 0
         config.echo = message["echo"]
+        if message["best"]:  # beams of one token: the best tokens
+            config.num_beams = config.num_return_sequences = message["best"]
         if message["temperature"] > 0:
             config.do_sample = True
             config.temperature = message["temperature"]
@@ -186,13 +193,17 @@ class Core:
                     ended.append(request)
                 continue
             tokens, logprobs, finish = _read(handle)
+            best: list[tuple[int, float]] = []
+            if request in self._listing:
+                best = sorted(zip(tokens, logprobs, strict=True), key=lambda pair: -pair[1])
+                tokens, logprobs = [best[0][0]], [best[0][1]]
             if self._shadow.is_generating(request):
                 decoded += len(tokens)
             if finish or request not in self._scoring:
                 emitted.add(request)
             if finish:
                 ended.append(request)
-            out.append([request, tokens, logprobs, finish])
+            out.append([request, tokens, logprobs, finish, *([best] if best else [])])
         metrics = self._pipeline.get_metrics()
         scheduled = metrics.scheduled_requests
         prefill = self._shadow.observe(scheduled, emitted)

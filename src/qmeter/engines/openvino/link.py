@@ -25,11 +25,16 @@ class EngineGone(Exception):
 
 @dataclass(frozen=True)
 class Output:
-    """Tokens of one step: ids, log-probabilities (zeros where none were asked for), and how it ended, if it did."""
+    """Tokens of one step: ids, log-probabilities (zeros where none were asked for), and how it ended, if it did.
+
+    ``best``: where they were asked for and the request is one that can list them, the best next tokens as pairs of id
+    and log-probability.
+    """
 
     tokens: list[int]
     logprobs: list[float]
     finish: str | None
+    best: list[tuple[int, float]] | None = None
 
 
 class Ticket:
@@ -153,7 +158,7 @@ class Link:
         self.steps.append(message["step"])
         self.metrics.step(message["step"])
         generated = 0
-        for number, tokens, logprobs, finish in message["out"]:
+        for number, tokens, logprobs, finish, *best in message["out"]:
             ticket = self._tickets.get(number)
             if ticket is None:
                 continue
@@ -164,7 +169,7 @@ class Link:
                 self.metrics.add("qmeter_requests_failed_total")
                 ticket.put(EngineGone("the KV cache is full: the request does not fit beside the others"))
             else:
-                ticket.put(Output(tokens, logprobs, finish))
+                ticket.put(Output(tokens, logprobs, finish, best[0] if best else None))
                 if finish:
                     self.metrics.add("qmeter_requests_finished_total")
             if finish:

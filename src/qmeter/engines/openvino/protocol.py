@@ -53,7 +53,19 @@ class Generation:
         kind = "chat" if self.chat else "text" if isinstance(prompt, str) else "ids"
         seed = (int(self.sampling["seed"]) + copy) % (1 << 63)
         return {kind: prompt, "max": self.max_tokens, "ignore_eos": self.ignore_eos, "echo": self.echo,
-                "logprobs": self.logprobs is not None, **self.sampling, "seed": seed}  # fmt: skip
+                "logprobs": self.logprobs is not None, "best": self.best, **self.sampling, "seed": seed}  # fmt: skip
+
+    @property
+    def best(self) -> int:
+        """How many best next tokens to list with their log-probabilities; 0: only the chosen one's.
+
+        The pipeline lists alternatives in one way only: beams of one token are the best tokens. So they are known for
+        a request of one greedy token that stands alone, which is how a distribution is asked for position by position.
+        """
+        neutral = {"temperature": 0, "repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0}
+        alone = self.max_tokens == 1 and self.n == 1 and not (self.chat or self.stream or self.echo or self.stop)
+        greedy = self.ignore_eos and all(self.sampling[name] == value for name, value in neutral.items())
+        return self.logprobs if alone and greedy and (self.logprobs or 0) > 1 else 0  # type: ignore[return-value]
 
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
