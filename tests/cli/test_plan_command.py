@@ -66,7 +66,7 @@ def test_what_it_writes_can_be_run(planned):
     assert all(s.engines[0].options["max_sequences"] == 256 for s in studies)
     assert all(s.workloads[0].arrivals.kind == "trace" for s in studies), "the pool's own mixture"
     assert all(p["command"].startswith("vllm serve") for p in spec["pools"])
-    assert _run(["run", str(out / spec["pools"][0]["study"]), "--dry-run"]) == 0
+    assert _run(["run", str(out / spec["pools"][0]["study"]), "--dry-run", "--gpus", "1", "--device", "h200"]) == 0
 
 
 def test_alternatives_have_their_picture(tmp_path):

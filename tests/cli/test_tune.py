@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from qmeter.store import StudyStore
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "study"))
-import fake_study
+fake_study = importlib.import_module("fake_study")
 
 FAKE = """
 qmeter: 1
