@@ -256,31 +256,51 @@ def _asked(spec: ScheduleSpec, problem: Problem, gap: float = GAP) -> Solution:
         return optimise(problem, gap)
     except Infeasible:
         pass
-    peak = problem.peak_hz.max(axis=1)
-    free = replace(problem, spec=spec.model_copy(update={
-        "fleet": {n: f.model_copy(update={"count": 4096}) for n, f in spec.fleet.items()}}))  # fmt: skip
-    without = [c.model_copy(update={"quality": {}}) for c in spec.classes]
-    loose = replace(problem, spec=spec.model_copy(update={"classes": tuple(without)}))
-    if any(c.quality for c in spec.classes) and _solvable(loose):
-        floors = ", ".join(f"classes[{i}].quality.{n}" for i, c in enumerate(spec.classes) for n in c.quality)
+    worst = int(problem.peak_hz.sum(axis=0).argmax())
+    alone = replace(problem, mean_hz=problem.mean_hz[:, [worst]], peak_hz=problem.peak_hz[:, [worst]], before=None)
+    if not _solvable(_floorless(alone)):
+        need = _devices(_floorless(alone))
+        name, have = next(iter(spec.fleet)), sum(f.count for f in spec.fleet.values())
+        peak = float(problem.peak_hz[:, worst].sum())
+        raise SpecError("the fleet is too small for the peak",
+                        faults=[(f"fleet.{name}.count", f"{have} devices; the peak of {peak:.1f} requests/s needs "
+                                 f"about {need}")],
+                        hint="raise the count, loosen the SLO, or lower the rate")  # fmt: skip
+    floors = ", ".join(f"classes[{i}].quality.{n}" for i, c in enumerate(spec.classes) for n in c.quality)
+    plenty = replace(problem, spec=_with_counts(spec, MANY))
+    if _solvable(replace(plenty, mean_hz=plenty.mean_hz[:, :1], peak_hz=plenty.peak_hz[:, :1])):
         raise SpecError("the floors cannot be kept together with the load on this fleet",
                         faults=[(floors, "the methods that reach them are too slow for the peak on this many devices")],
                         hint="lower a floor, or add devices")  # fmt: skip
-    if _solvable(free):
-        need = optimise(free, 0.02).n
-        devices = max(int(sum(k.devices * need[t, i] for i, k in enumerate(problem.kinds))) for t in range(len(need)))
-        have = sum(f.count for f in spec.fleet.values())
-        raise SpecError("the fleet is too small for the peak",
-                        faults=[(f"fleet.{next(iter(spec.fleet))}.count",
-                                 f"{have} devices; the peak of {peak.sum():.1f} requests/s needs about {devices}")],
-                        hint="raise the count, loosen the SLO, or lower the rate")  # fmt: skip
-    raise SpecError("no plan keeps the floors", faults=[("classes[].quality", "they contradict each other: no mix of "
-                    "methods keeps all of them")], hint="lower one of them")  # fmt: skip
+    text = "they contradict each other: no mix of methods keeps all of them"
+    raise SpecError("no plan keeps the floors", faults=[(floors, text)], hint="lower one of them")
+
+
+MANY = 512
+"""Devices that are plenty."""
+
+
+def _with_counts(spec: ScheduleSpec, count: int) -> ScheduleSpec:
+    return spec.model_copy(update={"fleet": {n: f.model_copy(update={"count": count}) for n, f in spec.fleet.items()}})
+
+
+def _floorless(problem: Problem) -> Problem:
+    classes = tuple(c.model_copy(update={"quality": {}}) for c in problem.spec.classes)
+    return replace(problem, spec=problem.spec.model_copy(update={"classes": classes}))
+
+
+def _devices(problem: Problem) -> int:
+    """Devices that one slot's peak needs, each class with the kind that serves it with fewest."""
+    need = 0.0
+    for c in range(len(problem.spec.classes)):
+        each = [k.devices / k.capacity_hz[c] for k in problem.kinds if k.capacity_hz[c] > 0]
+        need += float(problem.peak_hz[c].max()) * min(each) / problem.spec.headroom
+    return math.ceil(need)
 
 
 def _solvable(problem: Problem) -> bool:
     try:
-        optimise(problem, 0.1)
+        optimise(problem, 0.5, nodes=200)
     except Infeasible:
         return False
     return True
