@@ -19,7 +19,7 @@ from qmeter.store import StudyStore
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "study"))
-import fake_study
+import fake_study  # noqa: E402
 
 FAKE = """
 qmeter: 1
@@ -47,6 +47,7 @@ def engine(monkeypatch, tmp_path):
     monkeypatch.setitem(fake_study.ENGINES._rows, "fake", "qmeter.testing.fake_engine:FakeEngine")
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.chdir(tmp_path)
+    Path("none.gguf").write_bytes(b"")
 
 
 def run(capsys, *argv):
