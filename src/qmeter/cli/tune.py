@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -86,11 +88,11 @@ def _search(
     report: bool,
 ) -> None:  # fmt: skip
     """Ask, measure, tell, until the budget is spent; the report grows with it."""
-    page = None
+    page, written_s, every_s = None, -math.inf, 0.0
     if report:
-        from qmeter.report.tuning import write_tuning
+        from qmeter.report.tuning import REFRESH_S, write_tuning
 
-        page = write_tuning
+        page, every_s = write_tuning, REFRESH_S
     with show_search(tuner, as_json) as view:
         measurer = Measurer(tuning, folder, known, view.study_event, allow_power_cap)
         while (proposal := tuner.ask()) is not None:
@@ -98,8 +100,9 @@ def _search(
             outcome = measurer.measure(proposal)
             tuner.tell(proposal, outcome)
             view.told(proposal, outcome)
-            if page is not None:
+            if page is not None and time.monotonic() - written_s >= every_s:
                 page(tuner, folder, running=True)
+                written_s = time.monotonic()
     if page is not None:
         page(tuner, folder, running=False)
 
