@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-import worlds as w
+import tune_worlds as w
 
 import qmeter.tune
 from qmeter.errors import IncompatibleRecords, StoreError

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import yaml
@@ -17,6 +19,7 @@ from qmeter.cli.tune_measure import Measurer
 from qmeter.cli.tune_view import front_table, show_search
 from qmeter.errors import SpecError, StoreError
 from qmeter.record import Reason
+from qmeter.spec.write import study_yaml
 from qmeter.store import write_atomic
 from qmeter.study.check import check_study
 from qmeter.study.dry_run import plan_study
@@ -66,7 +69,7 @@ def tune(
         low = _low(tuning, low_known, None, console)
         _print_space(tuning, low, console)
         return
-    _open(folder, file)
+    _open(folder, file, tuning)
     low = _low(tuning, low_known, folder / LOW, console)
     tuner = Tuner(tuning, folder, low)
     try:
@@ -85,11 +88,11 @@ def _search(
     report: bool,
 ) -> None:  # fmt: skip
     """Ask, measure, tell, until the budget is spent; the report grows with it."""
-    page = None
+    page, written_s, every_s = None, -math.inf, 0.0
     if report:
-        from qmeter.report.tuning import write_tuning
+        from qmeter.report.tuning import REFRESH_S, write_tuning
 
-        page = write_tuning
+        page, every_s = write_tuning, REFRESH_S
     with show_search(tuner, as_json) as view:
         measurer = Measurer(tuning, folder, known, view.study_event, allow_power_cap)
         while (proposal := tuner.ask()) is not None:
@@ -97,8 +100,9 @@ def _search(
             outcome = measurer.measure(proposal)
             tuner.tell(proposal, outcome)
             view.told(proposal, outcome)
-            if page is not None:
+            if page is not None and time.monotonic() - written_s >= every_s:
                 page(tuner, folder, running=True)
+                written_s = time.monotonic()
     if page is not None:
         page(tuner, folder, running=False)
 
@@ -118,27 +122,46 @@ def _known(tuning: Tuning, source: str | None) -> Known:
     return calibrations(source, {tuning.space.method_of(p) for p in tuning.space.points})
 
 
-def _open(folder: Path, file: Path) -> None:
+def _open(folder: Path, file: Path, tuning: Tuning) -> None:
     """The search's folder, with the tune file in it; another search's folder is refused."""
     text = file.read_text(encoding="utf-8-sig")
-    kept = folder / FILE
+    kept, data = folder / FILE, _with_absolute_paths(yaml.safe_load(text), file.parent, tuning)
     if kept.exists():
-        if kept.resolve() != file.resolve() and yaml.safe_load(kept.read_text()) != yaml.safe_load(text):
+        if yaml.safe_load(kept.read_text()) != data:
             raise StoreError(f"{folder} holds another search", hint="choose another folder with --out")
         return
     if folder.exists() and any(folder.iterdir()):
         raise StoreError(f"{folder} is not empty and holds no search", hint="choose another folder with --out")
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(kept, _with_absolute_study(text, file))
+    unchanged = data == yaml.safe_load(text)
+    write_atomic(kept, text if unchanged else str(yaml.safe_dump(data, sort_keys=False)))
 
 
-def _with_absolute_study(text: str, file: Path) -> str:
-    """The file as it is, or with its study's path made absolute, so that the folder can be gone on with alone."""
-    data = yaml.safe_load(text)
-    if isinstance(data.get("study"), str):
-        data["study"] = str((file.parent / data["study"]).resolve())
-        return str(yaml.safe_dump(data, sort_keys=False))
-    return text
+def _with_absolute_paths(data: Any, folder: Path, tuning: Tuning) -> Any:
+    """The file's data with paths made absolute, so that the search's folder can be gone on with alone."""
+
+    def absolute(written: str) -> str:
+        path = (folder / written).resolve()
+        return str(path) if path.exists() else written
+
+    if isinstance(data["study"], str):
+        return {**data, "study": absolute(data["study"])}
+    study = dict(data["study"])
+    study["models"] = [m.model_dump(mode="json", exclude_defaults=True) for m in tuning.base.models]
+    workloads = []
+    for given in study["workloads"]:
+        law = given["arrivals"]
+        workloads.append({**given, "arrivals": {**law, "path": absolute(law["path"])}} if "path" in law else given)
+    data = {**data, "study": {**study, "workloads": workloads}}
+    for part in ("low_fidelity", "measure"):
+        if isinstance(source := (data.get(part) or {}).get("source"), str):
+            data[part] = {**data[part], "source": _found(source, folder)}
+    return data
+
+
+def _found(source: str, folder: Path) -> str:
+    """A calibration's source as an absolute path where it is one, from the working directory or the file's folder."""
+    return next((str(p.resolve()) for p in (Path(source), folder / source) if p.exists()), source)
 
 
 def _low(tuning: Tuning, known: Known | None, kept: Path | None, console: Console) -> dict[Point, dict[str, float]]:
@@ -180,10 +203,8 @@ def _write_choice(tuning: Tuning, advice: Advice, folder: Path) -> None:
         return
     point = advice.choice.standing.measured.point
     study = tuning.study(point, 0).model_copy(update={"exclude": (), "name": f"{tuning.spec.tune}-deploy"})
-    text = yaml.safe_dump(json.loads(study.model_dump_json(exclude_none=True)), sort_keys=False)
     head = f"# {advice.headline}\n" + "".join(f"# {line}\n" for line in (*advice.why, *advice.caveats))
-    write_atomic(folder / "deploy.json", study.model_dump_json(indent=1))
-    write_atomic(folder / "deploy.yaml", head + text)
+    write_atomic(folder / "deploy.yaml", head + study_yaml(study))
 
 
 def _tell(tuner: Tuner, advice: Advice, folder: Path, as_json: bool, console: Console) -> None:

@@ -7,11 +7,10 @@ import shutil
 import time
 from pathlib import Path
 
-import yaml
-
 from qmeter.errors import SpecError, TelemetryError
 from qmeter.simulate import Calibration
 from qmeter.spec.study import Cell, Study, deployments
+from qmeter.spec.write import study_yaml
 from qmeter.store import StudyStore
 from qmeter.study.check import check_study
 from qmeter.study.context import reason_of
@@ -52,7 +51,7 @@ class Measurer:
         try:
             if self._known is None:
                 check_study(study)
-            store = StudyStore.create(folder, study, yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False))
+            store = StudyStore.create(folder, study, study_yaml(study))
             self._lend_scores(store, study)
             self._run(study, store, proposal)
             self._keep_scores(store, study)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import signal
@@ -20,7 +19,7 @@ from qmeter.store import StudyStore
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "study"))
-fake_study = importlib.import_module("fake_study")
+import fake_study  # noqa: E402
 
 FAKE = """
 qmeter: 1
@@ -30,7 +29,7 @@ study:
   engines: [{name: fake, ready_timeout: 30s, options: {fault_method: w4a16, fault: FAULT}}]
   workloads:
     - {name: light, arrivals: {kind: poisson, rate: 20/s}, prompt_tokens: {kind: fixed, tokens: 16},
-       output_tokens: {kind: fixed, tokens: 8}, warmup: 200ms, window: 700ms, drain: 5s}
+       output_tokens: {kind: fixed, tokens: 8}, warmup: 200ms, window: 500ms, drain: 5s}
   telemetry: {samplers: [host]}
   quality: {reference: f16, prompts: 2, tokens: 4, top_k: 3}
 space:
@@ -38,7 +37,7 @@ space:
   options.tpot_ms: [2, 5]
   options.ttft_ms: [5, 20]
 objectives: [{metric: ttft_p50_s, limit: 1s}, tpot_mean_s, weight_bytes]
-search: {sampler: ehvi, evaluations: 6, repeats: 2, seed: 1}
+search: {sampler: ehvi, evaluations: 5, repeats: 2, seed: 1}
 """
 
 
@@ -48,6 +47,7 @@ def engine(monkeypatch, tmp_path):
     monkeypatch.setitem(fake_study.ENGINES._rows, "fake", "qmeter.testing.fake_engine:FakeEngine")
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.chdir(tmp_path)
+    Path("none.gguf").write_bytes(b"")
 
 
 def run(capsys, *argv):
@@ -68,7 +68,7 @@ def test_a_live_search_measures_learns_failures_and_ends_with_a_spec(capsys):
     events = [json.loads(line) for line in out.splitlines()]
     told = [e for e in events if e["event"] == "told"]
     asked = {e["number"]: e for e in events if e["event"] == "asked"}
-    assert len(told) == 6
+    assert len(told) == 5
     refused = [t for t in told if t["failure"]]
     assert all(t["failure"]["kind"] == "MethodNotApplied" for t in refused) and len(refused) <= 1
     assert all(asked[t["number"]]["point"]["method"] == "w4a16" for t in refused)
@@ -92,7 +92,7 @@ def test_the_deployable_spec_is_a_study(capsys):
 
 
 def test_killed_in_a_measurement_it_goes_on_and_measures_nothing_twice(capsys):
-    write(FAKE.replace("window: 700ms", "window: 2s"))
+    write(FAKE.replace("window: 500ms", "window: 2s"))
     program = [sys.executable, "-c", "import sys; sys.path.insert(0, sys.argv.pop(1)); import fake_study; "
                "fake_study.install(); from qmeter.cli.main import main; main()", str(ROOT / "tests" / "study"),
                "tune", "t.yaml", "--out", "s", "--no-report", "--json"]  # fmt: skip
@@ -107,14 +107,14 @@ def test_killed_in_a_measurement_it_goes_on_and_measures_nothing_twice(capsys):
     code, out, err = run(capsys, "s", "--no-report", "--json")
     assert code == 0, err
     asked = [json.loads(line)["number"] for line in out.splitlines() if json.loads(line)["event"] == "asked"]
-    assert asked == [2, 3, 4, 5, 6]
+    assert asked == [2, 3, 4, 5]
     for folder in sorted(Path("s/evaluations").iterdir()):
         ids = [json.loads(line)["cell_id"] for line in (folder / "records.jsonl").read_text().splitlines()]
         assert len(ids) == len(set(ids)) == 1
 
 
 def test_quality_is_scored_against_one_reference(capsys):
-    text = FAKE.replace("weight_bytes]", "ppl_ratio]").replace("evaluations: 6", "evaluations: 3")
+    text = FAKE.replace("weight_bytes]", "ppl_ratio]").replace("evaluations: 5", "evaluations: 2")
     code, out, err = run(capsys, write(text), "--json", "--out", "s", "--no-report")
     told = [json.loads(line) for line in out.splitlines() if json.loads(line)["event"] == "told"]
     assert code == 0, err
@@ -135,10 +135,22 @@ def test_bad_input_ends_with_2_and_names_the_field(capsys, old, new, place, says
     assert code == 2 and place in err and says in err and not Path("runs").exists()
 
 
-def example(**changes):
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory):
+    """A calibration file of the example's two methods."""
+    from qmeter.simulate import save
+    from qmeter.tune.fidelity import calibrations
+
+    known = calibrations("h200-8b-grid", {"bf16", "fp8-kv8"})
+    return save(list(known.by_method.values()), tmp_path_factory.mktemp("calibrated") / "c.json")
+
+
+def example(source=None, **changes):
     data = yaml.safe_load((ROOT / "examples" / "tune" / "chat_8b.yaml").read_text())
     data["space"] |= {"method": ["bf16", "fp8-kv8"], "max_sequences": [32, 64, 256], "token_budget": [512, 4096]}
-    data["search"] |= {"evaluations": 10}
+    data["search"] |= {"evaluations": 8}
+    if source is not None:
+        data["low_fidelity"], data["measure"] = {"source": str(source)}, {"kind": "simulator", "source": str(source)}
     data["study"]["workloads"][0] |= {"window": "8s", "warmup": "2s"}
     for key, value in changes.items():
         data[key] = value
@@ -160,13 +172,13 @@ def test_the_example_on_the_shipped_profile(capsys):
     )
 
 
-def test_what_the_profile_lacks_is_refused_before_anything_starts(capsys):
-    code, _, err = run(capsys, example(objectives=["ttft_p90_s", "ppl_ratio"]))
+def test_what_the_profile_lacks_is_refused_before_anything_starts(capsys, calibrated):
+    code, _, err = run(capsys, example(calibrated, objectives=["ttft_p90_s", "ppl_ratio"]))
     assert code == 2 and "objectives[1]" in err and "knows no quality" in err and "measure: {kind: engine}" in err
 
 
-def test_a_limit_that_no_point_can_keep_ends_with_1_and_names_the_nearest(capsys):
-    impossible = example(objectives=[{"metric": "ttft_p90_s", "limit": "1ms"}, "tpot_mean_s"])
+def test_a_limit_that_no_point_can_keep_ends_with_1_and_names_the_nearest(capsys, calibrated):
+    impossible = example(calibrated, objectives=[{"metric": "ttft_p90_s", "limit": "1ms"}, "tpot_mean_s"])
     code, out, _ = run(capsys, impossible, "--json", "--out", "s", "--no-report")
     end = json.loads(out.splitlines()[-1])
     assert (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import worlds as w
+import tune_worlds as w
 
 from qmeter.record import Quantity
 from qmeter.tune.noise import Noise, standings, undecided
