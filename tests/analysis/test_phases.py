@@ -102,3 +102,16 @@ def test_on_recorded_runs_a_step_costs_what_its_weights_weigh() -> None:
         assert 100 < (split.base_power_w.value or 0.0) < 180
     assert (found["bf16"].j_per_step.low or 0.0) > (found["fp8"].j_per_step.high or 9.9)
     assert (found["bf16"].s_per_step.value or 0.0) == pytest.approx(5.4e-3, rel=0.1)
+
+
+def test_replicas_that_step_beside_each_other_add_up() -> None:
+    # GIVEN one engine's steps, and the same steps made by two replicas at the same times
+    one = cell(10, 3)
+    s = one.steps
+    both = {name: np.concatenate([column, column]) for name, column in s.columns().items()}
+    two = CellTables(one.requests, one.tokens, one.telemetry, Steps(**both | {"replica": np.repeat([0, 1], len(s))}))
+    # WHEN they are cut into slices THEN everything counts twice, and nothing is lost where steps overlap
+    single, double = slices(one, WINDOW, INFO), slices(two, WINDOW, INFO)
+    assert single is not None and double is not None
+    for name in ("busy_s", "prefill_tokens", "decode_tokens", "steps"):
+        np.testing.assert_allclose(getattr(double, name), 2 * getattr(single, name))

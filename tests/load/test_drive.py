@@ -361,3 +361,44 @@ def test_the_c_ground_truth_compiles_here() -> None:
     if shutil.which("cc") is None:
         pytest.skip("no C compiler")
     assert compiled() is not None
+
+
+def stop_a_worker(found: list[int], how_many: int) -> None:
+    """SIGSTOP client processes of ours once they are under way."""
+    me, deadline = psutil.Process(), time.monotonic() + 20
+    while time.monotonic() < deadline and len(found) < how_many:
+        for child in me.children():
+            with_worker = "qmeter.load.worker" in " ".join(child.cmdline())
+            if with_worker and child.pid not in found and len(found) < how_many:
+                time.sleep(0.8)
+                child.send_signal(signal.SIGSTOP)
+                found.append(child.pid)
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("processes", "stopped"), [(2, 1), (1, 1)])
+def test_a_client_process_that_hangs_is_ended_and_makes_the_result_invalid(
+    processes: int, stopped: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # GIVEN a load of 2 s whose drain is 1 s, and reports due within 1 s
+    monkeypatch.setattr("qmeter.load.deadline.REPORT_S", 1.0)
+    asked = schedule("constant", 20.0, 40)
+    asked = Schedule(asked.send_s, asked.requests, asked.law, 0.0, asked.window_s, 1.0)
+    found: list[int] = []
+    stopper = threading.Thread(target=stop_a_worker, args=(found, stopped))
+    with misbehaving() as server:
+        stopper.start()
+        began_s = time.monotonic()
+        # WHEN a client process is stopped under way
+        result = run(asked, server.base_url, processes)
+        took_s = time.monotonic() - began_s
+        stopper.join()
+    # THEN the load ends, the process is gone, the result is invalid and says why, and other processes' requests count
+    assert took_s < 15
+    assert not any(psutil.pid_exists(pid) for pid in found)
+    assert result.proof.failures[0].kind == "client_hung"
+    assert f"{stopped} of {processes} client processes" in result.proof.failures[0].message
+    statuses = [str(s) for s in result.requests.status]
+    assert statuses.count(RequestStatus.OK.value) == (20 if processes == 2 else 0)
+    assert statuses.count(RequestStatus.UNSENT.value) == (20 if processes == 2 else 40)
+    assert np.isnan(result.requests.sent_s[[s == "unsent" for s in statuses]]).all()

@@ -9,7 +9,7 @@ import numpy as np
 
 from qmeter.analysis.cell import analyse
 from qmeter.record import CellStatus, Clock, EffectiveConfig, Provenance, Record, RecordKind
-from qmeter.simulate.engine import _at_scheduler, _sent, tables_of
+from qmeter.simulate.engine import _sent, at_scheduler, tables_of
 from qmeter.simulate.fast import simulate
 from qmeter.simulate.load import load_of
 from qmeter.simulate.rules import Rules
@@ -57,7 +57,7 @@ def measured(spec, model=None, seed=7, keep_steps=True, engine="vllm"):
     model = model or truth(seed=seed)
     schedule = build(spec, seed, Vocabulary(size=32000))
     load = load_of(schedule, RULES)
-    result = simulate(_at_scheduler(load, model), RULES, model, detail=True)
+    result = simulate(at_scheduler(load, model), RULES, model, detail=True)
     limit = schedule.warmup_s + schedule.window_s + schedule.drain_s
     tables = tables_of(load, result, _sent(schedule, load, result, model), model, RULES, limit, "gpu0.energy_j")
     if not keep_steps:

@@ -10,7 +10,7 @@ import pytest
 from qmeter.engines.base import Launch
 from qmeter.record import SeriesInfo, Telemetry
 from qmeter.spec.study import Deployment, EngineRef, ModelRef, Parallelism
-from qmeter.study.attribution import ELSEWHERE, mean_power, own_readings
+from qmeter.study.attribution import ELSEWHERE, mean_power, misplaced, own_readings
 
 UNITS = {"gpu0.power_w": "W", "gpu1.power_w": "W", "gpu10.power_w": "W", "cpu.energy_j": "J", "engine.running": "1"}
 SERIES = tuple(SeriesInfo(name=n, unit=u, source="test") for n, u in UNITS.items())
@@ -60,3 +60,25 @@ def test_mean_power_has_the_scope_of_the_energy() -> None:
     cpu = own_readings(deployment("openvino"), LOCAL, telemetry(), SERIES)
     assert mean_power(*cpu).value == pytest.approx(4.0), "9 - 5 J in 1 s"
     assert mean_power(Telemetry.empty(), ()).why
+
+
+def test_a_gpu_that_holds_no_weights_is_the_wrong_one():
+    def holding(*gib: float) -> Telemetry:
+        names = [f"gpu{d}.memory_used_bytes" for d in range(len(gib)) for _ in range(2)]
+        return Telemetry(np.array(names, dtype=object), np.array([0.0, 1.0] * len(gib)), np.repeat(gib, 2) * 2**30)
+
+    weights = 16 * 2**30
+    assert misplaced((0, 1), weights, holding(40.0, 30.0)) is None
+    found = misplaced((0, 1), weights, holding(40.0, 0.4))
+    assert found is not None and found.kind == "wrong_gpu" and "gpu1 0.4 GiB" in found.message
+    assert misplaced((1,), weights, holding(40.0, 0.4)) is not None
+    for unknown in (misplaced(None, weights, holding(0.1)), misplaced((0,), None, holding(0.1)),
+                    misplaced((0,), weights, Telemetry.empty())):  # fmt: skip
+        assert unknown is None
+
+
+def test_placed_deployments_get_the_readings_of_their_gpus_and_gaps_for_silent_ones():
+    found, infos = own_readings(deployment("vllm"), LOCAL, telemetry(), SERIES, devices=(1,))
+    assert {n for n in found.series if n.startswith("gpu")} == {"gpu1.power_w"}
+    _, infos = own_readings(deployment("vllm", tp=3), LOCAL, telemetry(), SERIES, devices=(0, 1, 2))
+    assert [(i.name, bool(i.gap)) for i in infos if i.name.startswith("gpu2.")] == [("gpu2.energy_j", True)]

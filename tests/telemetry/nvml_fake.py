@@ -20,6 +20,7 @@ class FakeNvml:
         self.count, self.broken, self.gpm = count, set(broken), gpm
         self.energy_mj = [1_000_000 * (i + 1) for i in range(count)]
         self.power_mw = 350_000
+        self.nvlink, self.nvlink_kib = True, [1000 * (i + 1) for i in range(count)]
         self.limits_mw = [700_000] * count
         self.set_calls: list[tuple[int, int]] = []
         self.gpm_errors: set[int] = set()
@@ -57,6 +58,10 @@ class FakeNvml:
         return self.energy_mj[handle]
 
     def nvmlDeviceGetFieldValues(self, handle, fields):
+        if isinstance(fields[0], tuple):  # (field, scope): NVLink counters in KiB over all links
+            ((field, scope),) = fields
+            value = SimpleNamespace(ullVal=self.nvlink_kib[handle] * (2 if field == 139 else 1))
+            return [SimpleNamespace(nvmlReturn=0 if self.nvlink and scope == 0xFFFFFFFF else 3, value=value)]
         return [SimpleNamespace(nvmlReturn=0, value=SimpleNamespace(uiVal=self.power_mw + f - 186)) for f in fields]
 
     def nvmlDeviceGetClockInfo(self, handle, kind):

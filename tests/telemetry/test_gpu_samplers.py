@@ -177,3 +177,26 @@ def test_no_amd_card_is_a_gap():
     sampler = AmdSampler(amdsmi(amdsmi_get_processor_handles=lambda: []))
     assert "no AMD GPU" in sampler.series()[0].gap
     assert sampler.read() == {}
+
+
+def test_nvlink_traffic_is_counted_over_all_links_in_bytes():
+    card = FakeNvml(count=2)
+    sampler = NvmlSampler(card)
+    values = sampler.read()
+    assert values["gpu0.nvlink_tx_bytes"] == 1000 * 1024 and values["gpu1.nvlink_rx_bytes"] == 2 * 2000 * 1024
+    assert all(i.cumulative and i.unit == "B" for i in sampler.series() if ".nvlink_" in i.name)
+    card.nvlink = False
+    gap = next(i.gap for i in NvmlSampler(card).series() if i.name == "gpu0.nvlink_tx_bytes")
+    assert gap and "NVLink" in gap
+
+
+def test_a_deployments_sampler_reads_its_own_gpus_only():
+    card = FakeNvml(count=4)
+    for sampler in (NvmlSampler(card), GpmSampler(card)):
+        sampler.narrow({"gpu1", "gpu3"})
+        sampler.read()
+        values = sampler.read()
+        assert values and {name.partition(".")[0] for name in values} == {"gpu1", "gpu3"}
+        assert {i.name.partition(".")[0] for i in sampler.series()} == {"gpu1", "gpu3"}
+        sampler.close()
+    assert card.alive == 0 and card.samples == 0

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from qmeter.analysis.energy import Work, energy_metrics, grouped
+from qmeter.analysis.links import link_metrics
 from qmeter.errors import TelemetryError
-from qmeter.record import Telemetry
+from qmeter.record import Quantity, SeriesInfo, Telemetry, Window
 from qmeter.telemetry.replay import ReplaySampler, read_recording, unit_of
 from qmeter.telemetry.roofline import Ceiling, Roofline, from_json, to_json
 
@@ -92,3 +94,59 @@ def test_a_roofline_reads_back_and_gives_the_ridge():
     assert again.ridge("int8") is None
     with pytest.raises(TelemetryError):
         from_json('{"device": 1}')
+
+
+def two_gpus(*, silent: str = "") -> tuple[Telemetry, list[SeriesInfo]]:
+    """Twelve seconds of a TP 2 deployment: 400 W and 600 W, 30 and 50 GB/s sent; ``silent`` gives no reading."""
+    t = np.arange(0.0, 12.0, 0.05)
+    rows, infos = [], []
+    for gpu, watts, sent in (("gpu0", 400.0, 3e10), ("gpu1", 600.0, 5e10)):
+        made = {"energy_j": watts * t, "power_w": np.full(len(t), watts), "nvlink_tx_bytes": sent * t}
+        for name, values in made.items():
+            key = f"{gpu}.{name}"
+            gap = "the sampler stopped after 3 readings" if gpu == silent else None
+            infos.append(SeriesInfo(name=key, unit="1", source="recorded", gap=gap))
+            rows += [] if gap else [(key, values)]
+    names = np.concatenate([np.full(len(t), key, dtype=object) for key, _ in rows])
+    return Telemetry(names, np.tile(t, len(rows)), np.concatenate([v for _, v in rows])), infos
+
+
+WINDOW = Window(start_s=1.0, end_s=11.0, method="planned", stationary=True)
+WORK = Work(1000.0, 5000.0, 10.0, Quantity.of(1.0, "s"), np.linspace(1.0, 11.0, 1000), np.ones(1000))
+
+
+def test_two_gpus_played_back_are_summed_and_kept_apart():
+    telemetry, infos = two_gpus()
+    clock = Clock()
+    sampler, rows = ReplaySampler(telemetry, clock=clock), []
+    for _ in range(230):  # as the recorder would
+        rows += [(name, clock.now - 100.0, value) for name, value in sampler.read().items()]
+        clock.now += 0.05
+    names, t_s, values = zip(*rows, strict=True)
+    played = Telemetry(np.array(names, dtype=object), np.array(t_s), np.array(values))
+    energy, warnings = energy_metrics(played, infos, WINDOW, WORK, idle_power=None, confidence=0.95)
+    assert energy["gpu0.energy_j"].value == pytest.approx(4000.0, rel=0.01)
+    assert energy["gpu1.energy_j"].value == pytest.approx(6000.0, rel=0.01)
+    assert energy["energy_j"].value == pytest.approx(10000.0, rel=0.01)
+    assert energy["power_peak_w"].value == pytest.approx(1000.0)
+    assert energy["j_per_output_token"].value == pytest.approx(10.0, rel=0.01)
+    assert not warnings
+    links = link_metrics(grouped(played), infos, WINDOW, 1000.0)
+    assert links["nvlink_bytes_s"].value == pytest.approx(8e10, rel=0.01)
+    assert links["nvlink_bytes_per_token"].value == pytest.approx(8e8, rel=0.01)
+
+
+def test_one_silent_gpu_makes_every_sum_unknown_with_its_reason():
+    telemetry, infos = two_gpus(silent="gpu1")
+    energy, _ = energy_metrics(telemetry, infos, WINDOW, WORK, idle_power=None, confidence=0.95)
+    assert energy["gpu0.energy_j"].value == pytest.approx(4000.0, rel=0.01)
+    for name in ("energy_j", "j_per_output_token", "j_per_request", "power_mean_w", "power_peak_w", "edp_j_s"):
+        assert energy[name].value is None
+        assert "gpu1" in (energy[name].why or ""), name
+        assert "stopped after 3 readings" in (energy[name].why or ""), name
+    links = link_metrics(grouped(telemetry), infos, WINDOW, 1000.0)
+    assert links["nvlink_bytes_s"].value is None and "gpu1" in (links["nvlink_bytes_s"].why or "")
+
+
+def test_one_gpu_has_no_traffic_between_gpus():
+    assert link_metrics({}, [SeriesInfo(name="gpu0.energy_j", unit="J", source="x")], WINDOW, 1.0) == {}

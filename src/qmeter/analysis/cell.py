@@ -10,6 +10,7 @@ import numpy as np
 
 from qmeter.analysis.energy import Work, energy_metrics, grouped
 from qmeter.analysis.latency import Latencies, gaps, itl_metrics, latencies, latency_metrics
+from qmeter.analysis.links import link_metrics
 from qmeter.analysis.rates import failed_share, failures, rate_metrics, slo_metrics
 from qmeter.analysis.state import state_metrics
 from qmeter.analysis.window import Found, find
@@ -65,7 +66,9 @@ def analyse(
     metrics |= slo_metrics(requests, workload.slo, _due_hz(tables, workload), overlap, confidence, rng)
     metrics["failed_share"] = failed_share(requests, overlap, confidence, rng)
     metrics["requests"] = Quantity.of(float(len(requests.rows)), "1", n=len(requests.rows))
-    metrics |= state_metrics(grouped(tables.telemetry), series, window)
+    readings = grouped(tables.telemetry)
+    metrics |= state_metrics(readings, series, window)
+    metrics |= link_metrics(readings, series, window, metrics["output_tokens"].value or 0.0)
     work = Work(
         output_tokens=metrics["output_tokens"].value or 0.0,
         total_tokens=metrics["total_tokens"].value or 0.0,

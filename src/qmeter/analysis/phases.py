@@ -21,11 +21,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qmeter.analysis.energy import device_energy, devices, grouped
 from qmeter.analysis.energy_split import nnls
 from qmeter.analysis.stats import F64, spread
-from qmeter.record import CellTables, Quantity, SeriesInfo, Window
+from qmeter.record import CellTables, Quantity, SeriesInfo, Steps, Window
 
 SLICE_S = 1.0
 """Length of a slice: ten refresh periods of NVML's energy counter."""
@@ -67,14 +68,32 @@ class PhaseSplit:
 def slices(
     tables: CellTables, window: Window, series: Sequence[SeriesInfo] = (), slice_s: float = SLICE_S
 ) -> Slices | None:
-    """One window in slices, each step's tokens spread evenly over its duration; ``None`` without an iteration log."""
+    """One window in slices, each step's tokens spread evenly over its duration; ``None`` without an iteration log.
+
+    Data-parallel replicas step beside each other: their shares add up, busy time too.
+    """
     s = tables.steps
     known = np.flatnonzero((s.duration_s > 0) & (s.prefill_tokens >= 0) & (s.decode_tokens >= 0))
     edges = np.linspace(window.start_s, window.end_s, max(1, round(window.length_s / slice_s)) + 1)
     if not len(known):
         return None
-    known = known[np.argsort(s.start_s[known], kind="stable")]
-    start, end = s.start_s[known], s.start_s[known] + s.duration_s[known]
+    ranks = np.asarray(s.replica)[known]
+    replicas = [_shares(s, known[ranks == r], edges) for r in np.unique(ranks)]
+    busy, prefill, decode, steps = (np.sum(column, axis=0) for column in zip(*replicas, strict=True))
+    return Slices(
+        energy_j=_energy(tables, window, series, edges),
+        busy_s=busy,
+        prefill_tokens=prefill,
+        decode_tokens=decode,
+        steps=steps,
+        duration_s=np.diff(edges),
+    )
+
+
+def _shares(s: Steps, rows: NDArray[np.int64], edges: F64) -> tuple[F64, F64, F64, F64]:
+    """Busy time, prefill tokens, decode tokens and steps of one replica in each slice: its steps never overlap."""
+    rows = rows[np.argsort(s.start_s[rows], kind="stable")]
+    start, end = s.start_s[rows], s.start_s[rows] + s.duration_s[rows]
     knots = np.maximum.accumulate(np.stack([start, end], axis=1).ravel())
 
     def share(amount: F64) -> F64:
@@ -82,14 +101,8 @@ def slices(
         levels = np.stack([total - amount, total], axis=1).ravel()
         return np.asarray(np.diff(np.interp(edges, knots, levels)), dtype=np.float64)
 
-    return Slices(
-        energy_j=_energy(tables, window, series, edges),
-        busy_s=share(end - start),
-        prefill_tokens=share(s.prefill_tokens[known].astype(np.float64)),
-        decode_tokens=share(s.decode_tokens[known].astype(np.float64)),
-        steps=share(np.ones(len(known))),
-        duration_s=np.diff(edges),
-    )
+    prefill, decode = (c[rows].astype(np.float64) for c in (s.prefill_tokens, s.decode_tokens))
+    return share(end - start), share(prefill), share(decode), share(np.ones(len(rows)))
 
 
 def _energy(tables: CellTables, window: Window, series: Sequence[SeriesInfo], edges: F64) -> F64 | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from typing import Any
 from qmeter.analysis.compare import Relation, paired_relation, relation
 from qmeter.analysis.metrics import Better
 from qmeter.analysis.repeats import over_repeats
+from qmeter.catalog import device_from_nvml
 from qmeter.record import CellStatus, EffectiveConfig, Quantity, Reason, Record, RecordKind, Verification
 from qmeter.spec.workload import SLO
 
@@ -35,7 +37,8 @@ class SLOVerdict(StrEnum):
 class DeploymentKey:
     """What identifies a deployment for a reader. Measured and simulated never share a key.
 
-    ``qualifier`` names the engine and the device where the records hold several.
+    ``qualifier`` names the engine and the device where the records hold several; ``beside``: measured while other
+    deployments ran on other GPUs of the host, which is never the same point as alone.
     """
 
     model: str
@@ -45,11 +48,17 @@ class DeploymentKey:
     device: str
     kind: RecordKind
     qualifier: str = ""
+    beside: bool = False
+
+    @property
+    def gpus(self) -> int:
+        """Devices that it takes: the product of its degrees."""
+        return math.prod(int(part[2:]) for part in self.parallelism.split())
 
     @property
     def label(self) -> str:
-        """Method, with parallelism where it is not 1, the qualifier, and a mark where it is simulated."""
-        parts = [self.method, self.parallelism, self.qualifier]
+        """Method, parallelism where it is not 1, side by side, the qualifier, and a mark where it is simulated."""
+        parts = [self.method, self.parallelism, "side by side" if self.beside else "", self.qualifier]
         parts.append("(simulated)" if self.kind is RecordKind.SIMULATED else "")
         return " ".join(p for p in parts if p)
 
@@ -152,9 +161,21 @@ def key_of(record: Record) -> DeploymentKey:
         engine=str(d.get("engine", {}).get("name", "?")),
         method=str(d.get("method", "?")),
         parallelism=parallel,
-        device=str(d.get("device", "?")),
+        device=device_of(record),
         kind=record.kind,
+        beside=any(n.cell_id for n in record.neighbours),
     )
+
+
+def device_of(record: Record) -> str:
+    """The device that a record was made on: the study's, or for ``auto`` what its host had, by the catalog's name."""
+    named = str(record.cell.get("deployment", {}).get("device", "?"))
+    if named != "auto":
+        return named
+    gpus = record.provenance.host.get("gpus") or []
+    name = str(gpus[0].get("name", "GPU")) if gpus else "cpu"
+    found = device_from_nvml(name)
+    return found.name if found else name
 
 
 def load_of(workload: Mapping[str, Any]) -> Load:

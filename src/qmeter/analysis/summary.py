@@ -73,13 +73,14 @@ def summarise(
     rows = list(records)
     deployments, problems = group(rows, confidence)
     deployments = _with_reference(deployments, reference)
-    pairs = [(m, f) for m in dict.fromkeys(d.key.model for d in deployments) for f in _families(deployments, m)]
+    alone = [d for d in deployments if not d.key.beside]
+    pairs = [(m, f) for m in dict.fromkeys(d.key.model for d in deployments) for f in _families(alone, m)]
     return StudySummary(
         studies=tuple(dict.fromkeys(r.study for r in rows)),
         deployments=tuple(deployments),
         problems=tuple(problems),
-        pareto=tuple(pareto_set(deployments, m, f) for m, f in pairs),
-        recommendations=tuple(recommend(deployments, m, f, tolerance=tolerance) for m, f in pairs),
+        pareto=tuple(pareto_set(alone, m, f) for m, f in pairs),
+        recommendations=tuple(recommend(alone, m, f, tolerance=tolerance) for m, f in pairs),
         cells=len(rows),
         valid_cells=len(rows) - len(problems),
         labels={r.cell_id: k.label for r, k in zip(rows, qualified(rows), strict=True)},

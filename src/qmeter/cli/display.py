@@ -104,6 +104,7 @@ def _line(event: Event) -> Text:
             return line + Text(_facts(event.record), style="dim") + Text(f"  ({event.remaining} left)", style="dim")
         case StudyEnded():
             counts = f"{event.ok} ok, {event.invalid} invalid, {event.failed} failed"
+            counts += f"; {event.waiting} wait for a host with more GPUs" if event.waiting else ""
             return Text(f"study ended in {event.wall_s:.0f} s: {counts}", style="bold")
 
 

@@ -38,6 +38,10 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "quality": ("qmeter.cli.quality", "quality", "Measure"),
     "calibrate-model": ("qmeter.cli.calibrate_model", "calibrate_model", "Predict"),
     "simulate": ("qmeter.cli.simulate", "simulate", "Predict"),
+    "tune": ("qmeter.cli.tune", "tune", "Decide"),
+    "plan": ("qmeter.cli.plan", "plan", "Decide"),
+    "schedule": ("qmeter.cli.schedule", "schedule", "Decide"),
+    "serve-schedule": ("qmeter.cli.serve_schedule", "serve_schedule_command", "Decide"),
 }
 """Command → (module, function, help panel). A command's module is imported only when it is asked for."""
 
@@ -62,6 +66,10 @@ SUMMARIES: dict[str, str] = {
     "quality": "Measure quality on a served endpoint.",
     "calibrate-model": "Fit the simulator to measured records.",
     "simulate": "Predict a deployment's latency, goodput and energy.",
+    "tune": "Search configurations for the best trade-offs, and what to deploy.",
+    "plan": "Choose deployments, replicas and routing for given traffic.",
+    "schedule": "Schedule a day of load on a fleet at least energy, beside what people do today.",
+    "serve-schedule": "Start a schedule's deployments and a router that carries it out.",
 }
 
 

@@ -11,30 +11,55 @@ from rich.console import Console
 from rich.markup import escape
 
 from qmeter.spec.study import Study
-from qmeter.study.dry_run import DeploymentPlan, plan_study
+from qmeter.study.dry_run import DeploymentPlan, Totals, plan_study, totals
+from qmeter.study.findings import HostFacts
 
 
-def print_plan(study: Study, *, as_json: bool) -> None:
-    """Every deployment's command, devices, expected memory and time; the whole study's time at the end."""
-    plans = plan_study(study)
+def print_plan(study: Study, host: HostFacts, *, as_json: bool) -> None:
+    """Every deployment's command, GPUs, expected memory and time; the whole study's time and what of it measures."""
+    plans = plan_study(study, host)
+    whole = totals(plans, host.gpus)
     if as_json:
         for plan in plans:
             typer.echo(json.dumps(asdict(plan) | {"seconds": plan.seconds}, default=str))
+        typer.echo(json.dumps({"event": "totals", **asdict(whole)}))
         return
     console = Console(highlight=False, soft_wrap=True)
+    sizes = {p.group: sum(q.group == p.group for q in plans) for p in plans}
+    shown: set[int] = set()
     for plan in plans:
+        if sizes[plan.group] > 1 and plan.group not in shown:
+            console.print(f"[bold cyan]{sizes[plan.group]} deployments side by side:[/]")
+            shown.add(plan.group)
         _print_one(console, plan)
-    cells = sum(len(p.cells) for p in plans)
-    minutes = sum(p.seconds for p in plans) / 60
-    console.print(f"[bold]{len(plans)} deployments, {cells} cells, about {minutes:.0f} min[/] (nothing was started)")
+    _print_totals(console, whole, host)
+
+
+def _print_totals(console: Console, whole: Totals, host: HostFacts) -> None:
+    count = f"{whole.deployments} deployments, {whole.cells} cells, about {whole.seconds / 60:.0f} min"
+    console.print(f"[bold]{count}[/] (nothing was started)")
+    text = f"inside windows and warm-up: {whole.share:.0%} of that time"
+    if whole.gpu_share is not None and host.gpus and host.gpus > 1:
+        text += f", {whole.gpu_share:.0%} of the GPU time of all {host.gpus} GPUs"
+    console.print(text)
+    if whole.waiting:
+        console.print(f"[yellow]{whole.waiting} cells wait for a host with more GPUs[/]")
 
 
 def _print_one(console: Console, plan: DeploymentPlan) -> None:
-    devices = ", ".join(map(str, plan.devices))
-    console.print(f"[bold]{escape(plan.label)}[/] ({plan.deployment_id}), device {devices}, about {plan.seconds:.0f} s")
+    names = "GPU" if len(plan.devices) == 1 else "GPUs"
+    where = f"{names} {', '.join(map(str, plan.devices))}" if plan.devices else "CPU"
     console.print(
-        f"  $ {escape(shlex.join(plan.command))}" if plan.command else f"  [red]{escape(plan.problem or '')}[/]"
+        f"[bold]{escape(plan.label)}[/] ({plan.deployment_id}), {where}, about {plan.seconds:.0f} s "
+        f"(start {plan.start_s:.0f} s, {plan.start_from})"
     )
+    if plan.waits:
+        console.print(f"  [yellow]waits: {escape(plan.waits)}[/]")
+    env = " ".join(f"{name}={shlex.quote(value)}" for name, value in plan.env.items())
+    if plan.command:
+        console.print(f"  $ {escape(' '.join(part for part in (env, shlex.join(plan.command)) if part))}")
+    if plan.problem:
+        console.print(f"  [{'yellow' if plan.command else 'red'}]{escape(plan.problem)}[/]")
     if plan.fit:
         need, style = plan.fit.needed_bytes / 2**30, {True: "green", False: "red", None: "yellow"}[plan.fit.fits]
         console.print(f"  memory: needs about {need:.1f} GiB a device; [{style}]{escape(plan.fit.reason)}[/]")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,10 +12,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from qmeter.errors import StoreError
-from qmeter.record import CellStatus, Record
-from qmeter.store import ProfileInfo, StudyStore, list_profiles, write_profile
-from qmeter.store.profile import Profile, added_root
+from qmeter.record import Record
+from qmeter.spec.study import NAME, Study
+from qmeter.store import ProfileInfo, StudyStore, list_profiles, open_results, write_profile
+from qmeter.store.intake import require_sound
+from qmeter.store.profile import Profile, added_root, copy_profile
 
 
 def profiles(
@@ -30,29 +32,36 @@ def profiles(
     if action == "list":
         _list(as_json)
     elif action == "add" and folder is not None:
-        typer.echo(f"added: {_add(folder, name, with_tokens)}")
+        _add(folder, name, with_tokens)
     else:
         raise typer.BadParameter("write: qmeter profiles, or: qmeter profiles add DIR")
 
 
-def _add(folder: Path, name: str | None, with_tokens: bool) -> Path:
-    """Check the records by reading every one, then keep them under the user's data folder."""
-    if (folder / "records.parquet").is_file():
-        source: Any = Profile(folder)
-    else:
-        source = StudyStore(folder)
-    records = source.records()
-    if not any(r.status is CellStatus.OK for r in records):
-        raise StoreError(f"{folder} has no valid record", hint="a profile needs at least one cell that was measured")
-    target = added_root() / (name or source.study.name)
+def _add(folder: Path, name: str | None, with_tokens: bool) -> None:
+    """Check the records, tell where they come from, and keep them under the user's data folder."""
+    if name is not None and not re.match(NAME, name):
+        raise typer.BadParameter("a name has letters, digits, dots, dashes and underscores", param_hint="--name")
+    source = open_results(str(folder)) if (folder / "study.json").is_file() else Profile(folder)
+    study = source.study
+    found = require_sound(study, source.records(), str(folder))
+    target = added_root() / (name or study.name)
     if isinstance(source, StudyStore):
-        return write_profile(source, target, with_tokens=with_tokens)
-    if target.exists():
-        raise StoreError(f"{target} exists already", hint="choose another name with --name")
-    import shutil
+        write_profile(source, target, with_tokens=with_tokens)
+    else:
+        copy_profile(source, target)
+    typer.echo(f"added: {target}")
+    for what, text in found.origin.items():
+        typer.echo(f"  {what}: {text}")
+    for doubt in found.doubts:
+        typer.secho(f"warning: {doubt}", fg="yellow", err=True)
+    others = [p.name for p in list_profiles() if p.name != target.name and _shares_a_model(p, study)]
+    if others:
+        typer.echo(f"to compare: qmeter report {others[0]} {target.name}")
 
-    shutil.copytree(folder, target)
-    return target
+
+def _shares_a_model(info: ProfileInfo, study: Study) -> bool:
+    shapes = {m.shape for m in study.models}
+    return any(m.shape in shapes for m in Profile(info.folder).study.models)
 
 
 def _list(as_json: bool) -> None:

@@ -12,6 +12,9 @@ import typer
 
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Study folder, or a profile's name or folder.")],
+    others: Annotated[
+        list[Path] | None, typer.Argument(metavar="[DIR]...", help="More of them, to compare devices or engines.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for the report [default: report/ in the study's folder].")
     ] = None,
@@ -21,7 +24,7 @@ def report(
     """Write a study's report: one self-contained HTML page, charts as SVG, PNG and CSV, tables as CSV."""
     from qmeter.report import write_report
 
-    page = write_report(folder, out)
+    page = write_report(folder, out, others or ())
     typer.echo(json.dumps({"event": "report", "path": str(page)}) if as_json else f"report: {page}")
     if show:
         webbrowser.open(page.resolve().as_uri())

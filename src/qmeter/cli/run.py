@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from qmeter import catalog
 from qmeter.cli.display import show_events
 from qmeter.cli.plan_view import print_plan
 from qmeter.record import Reason
@@ -18,6 +20,7 @@ from qmeter.spec.study import Study
 from qmeter.store import StudyStore
 from qmeter.study.check import check_study, open_study, open_study_text
 from qmeter.study.events import StudyEnded
+from qmeter.study.findings import HostFacts
 from qmeter.study.runner import run_study
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of a display.")]
@@ -33,17 +36,29 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print commands, memory and time; start nothing.")] = False,
     retry_failed: Retry = False,
     no_report: Annotated[bool, typer.Option("--no-report", help="Do not write the report at the end.")] = False,
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", min=1, help="For --dry-run: plan for a host with so many GPUs.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="For --dry-run: plan for this device (see qmeter devices).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run a study: every cell that its folder lacks, a record for each, then the report.
 
-    Exit codes: 0 every cell is measured and valid; 1 some are failed or invalid (their records say why);
-    2 the study is wrong, nothing was started; 3 another error; 130 interrupted (go on with resume).
+    Exit codes: 0 every cell is measured and valid; 1 some are failed or invalid (their records say why), or wait for
+    a host with more GPUs; 2 the study is wrong, nothing was started; 3 another error; 130 interrupted (go on with
+    resume).
     """
-    study, warnings = open_study(study_file)
+    if (gpus is not None or device is not None) and not dry_run:
+        raise typer.BadParameter("--gpus and --device go with --dry-run: a run takes the GPUs that there are")
+    host = HostFacts.of_this_host()
+    host = host if gpus is None else replace(host, gpus=gpus)
+    host = host if device is None else replace(host, device=catalog.device(device).name)
+    study, warnings = open_study(study_file, host)
     _warn(warnings, as_json)
     if dry_run:
-        print_plan(study, as_json=as_json)
+        print_plan(study, host, as_json=as_json)
         return
     store = StudyStore.create(out or Path("runs") / study.name, study, study_file.read_text(encoding="utf-8-sig"))
     _measure(study, store, retry_failed, as_json, report=not no_report)
@@ -91,7 +106,7 @@ def _measure(study: Study, store: StudyStore, retry_failed: bool, as_json: bool,
 
 
 def _exit_code(ended: StudyEnded) -> int:
-    return 0 if ended.failed == ended.invalid == 0 else 1
+    return 0 if ended.failed == ended.invalid == ended.waiting == 0 else 1
 
 
 def _warn(warnings: Sequence[Reason], as_json: bool) -> None:

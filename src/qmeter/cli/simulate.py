@@ -13,12 +13,11 @@ from rich.table import Table
 
 from qmeter.errors import SpecError
 from qmeter.record import Quantity
-from qmeter.simulate.calibrate import calibrate
-from qmeter.simulate.calibration import Calibration, find, load_calibrations
-from qmeter.simulate.predict import DRAWS, Prediction, predict
-from qmeter.simulate.validate import by_deployment
+from qmeter.simulate.calibration import Calibration
+from qmeter.simulate.predict import DRAWS
+from qmeter.simulate.sources import calibrations_of
+from qmeter.simulate.sweep import Answer, Question, sweep
 from qmeter.spec.workload import WorkloadSpec
-from qmeter.store import open_results
 
 SHOWN = ("ttft_p50_s", "ttft_p99_s", "tpot_mean_s", "tpot_p99_s", "e2e_p50_s", "throughput_tok_s", "goodput_hz",
          "slo_attainment", "j_per_output_token", "power_mean_w")  # fmt: skip
@@ -46,10 +45,13 @@ def simulate(
     as_device: Annotated[str | None, typer.Option("--as-device", help="Carry to this device by the physics.")] = None,
     as_model: Annotated[str | None, typer.Option("--as-model", help="Carry to this catalog model.")] = None,
     devices: Annotated[int, typer.Option("--devices", min=1, help="With --as-...: tensor-parallel degree.")] = 1,
+    spread: Annotated[
+        str, typer.Option("--spread", help="Predictions one by one (here), over cores, or ray.")
+    ] = "here",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a prediction.")] = False,
 ) -> None:
     """Predict latencies, goodput, energy and power with 90% intervals; refuse what the calibration does not cover."""
-    calibrations = find(_calibrations(source), model=model, method=method, engine=engine)
+    calibrations = calibrations_of(source, model=model, method=method, engine=engine)
     if as_device or as_model or devices > 1:
         calibrations = [_carried(source, c, as_device, as_model, devices) for c in calibrations]
     slo = {k: v for k, v in (("ttft", ttft), ("tpot", tpot)) if v}
@@ -59,34 +61,21 @@ def simulate(
         _workload(a, common | (carried or lengths)) for a, carried in _arrivals(rate or [], concurrency or [], trace)
     ]
     console = Console(stderr=as_json)
-    found = []
+    questions = [Question(c, w, seed, draws, extrapolate) for c in calibrations for w in workloads]
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("simulating", total=len(calibrations) * len(workloads) * max(draws, 1))
-        for c in calibrations:
-            for workload in workloads:
-                progress.update(task, description=f"{c.label} · {workload.name}")
-                found.append(
-                    predict(c, workload, seed=seed, draws=draws, allow_extrapolation=extrapolate,
-                            on_draw=lambda *_: progress.advance(task))
-                )  # fmt: skip
+        task = progress.add_task(f"simulating {len(questions)} predictions", total=len(questions))
+        found = sweep(questions, spread, on_answer=lambda *_: progress.advance(task))
     if as_json:
         for p in found:
             typer.echo(json.dumps(_data(p)))
         return
     for workload in workloads:
-        console.print(_table(workload, [p for p in found if p.workload is workload]))
+        console.print(_table(workload, [p for p in found if p.workload == workload]))
     for moved in dict.fromkeys(f"{p.calibration.label}: {p.calibration.extrapolated}" for p in found
                                if p.calibration.extrapolated):  # fmt: skip
         console.print(f"[yellow]extrapolated[/] {moved}", soft_wrap=True, highlight=False)
     for note in dict.fromkeys(f"{p.calibration.label}: {n}" for p in found for n in p.notes):
         console.print(f"[yellow]near the edge[/] {note}", soft_wrap=True, highlight=False)
-
-
-def _calibrations(source: str) -> list[Calibration]:
-    if Path(source).is_file():
-        return load_calibrations(Path(source))
-    results = open_results(source)
-    return [calibrate(group, results.tables) for group in by_deployment(results.records())]
 
 
 def _carried(source: str, near: Calibration, device: str | None, model: str | None, devices: int) -> Calibration:
@@ -137,7 +126,7 @@ def _workload(arrivals: dict[str, Any], rest: dict[str, Any]) -> WorkloadSpec:
         raise SpecError("the load is not valid", faults=faults) from error
 
 
-def _data(p: Prediction) -> dict[str, Any]:
+def _data(p: Answer) -> dict[str, Any]:
     numbers = {**p.metrics, **p.energy}
     return {
         "kind": "simulated",
@@ -149,7 +138,7 @@ def _data(p: Prediction) -> dict[str, Any]:
     }
 
 
-def _table(workload: WorkloadSpec, found: list[Prediction]) -> Table:
+def _table(workload: WorkloadSpec, found: list[Answer]) -> Table:
     table = Table("metric", *(p.calibration.label for p in found), title=f"{workload.name}: simulated, 90% intervals")
     numbers = [{**p.metrics, **p.energy} for p in found]
     for name in SHOWN:

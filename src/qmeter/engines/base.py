@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +23,8 @@ class Artifact:
         weight_bytes: bytes of weight tensors in the file, ``None`` if unknown.
         notes: what a reader must know ("the reference was itself quantized once (Q4_1)").
         tokenizer: tokenizer folder or file where it is not inside ``path``.
+        planned: it stands for one that is only made when the study runs: a dry run asks what the command would be, also
+            where the engine is not installed.
     """
 
     path: Path
@@ -30,6 +33,7 @@ class Artifact:
     weight_bytes: int | None = None
     notes: tuple[str, ...] = ()
     tokenizer: Path | None = None
+    planned: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,9 +59,16 @@ class Launch:
     standby: tuple[str, ...] | None = None
 
 
+class Over(StrEnum):
+    """How a metric's label sets (data-parallel ranks, say) become one value: counts add up, shares do not."""
+
+    SUM = "sum"
+    MEAN = "mean"
+
+
 @dataclass(frozen=True)
 class MetricSource:
-    """One canonical series from the engine's Prometheus page: ``metric`` name(s, summed over labels) × ``scale``.
+    """One canonical series from the engine's Prometheus page: ``metric``, combined ``over`` its labels, × ``scale``.
 
     ``cumulative`` for counters. Absent from the page: the series gets a gap with the reason.
     """
@@ -67,6 +78,7 @@ class MetricSource:
     unit: str
     scale: float = 1.0
     cumulative: bool = False
+    over: Over = Over.SUM
 
 
 @dataclass(frozen=True)

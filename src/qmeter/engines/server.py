@@ -8,9 +8,9 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qmeter.engines import guard, standby
@@ -66,13 +66,17 @@ def serve(
     artifact: Artifact,
     workdir: Path,
     *,
+    env: Mapping[str, str] | None = None,
     on_launch: Callable[[Launch], None] | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Iterator[RunningServer]:
     """Start the server (or attach to it), wait until it is ready, give it, and end it whatever happens.
 
     Args:
         workdir: where the log (``server.log``) and the engine's own files go.
+        env: variables to add to the launch's (the GPUs it may see).
         on_launch: told the launch before the wait begins.
+        check: called while it waits; what it raises ends the wait.
 
     Raises:
         EngineUnavailable, MethodUnsupported, OutOfMemory: the engine or its log says so.
@@ -80,12 +84,13 @@ def serve(
         EngineNotReady: the engine's ``ready_timeout`` passed.
     """
     launch = engine.launch_command(deployment, artifact, free_port(), workdir)
+    launch = replace(launch, env={**launch.env, **(env or {})})
     _set_log_aside(launch.log_path)
     if on_launch:
         on_launch(launch)
     started = time.monotonic()
     with _guarded(launch) as process:
-        effective = _wait_ready(engine, launch, process, started + deployment.engine.ready_timeout)
+        effective = _wait_ready(engine, launch, process, started + deployment.engine.ready_timeout, check)
         took_s = time.monotonic() - started
         standby.start_ahead(launch, GRACE_S)
         yield RunningServer(launch, effective, process, took_s)
@@ -98,12 +103,18 @@ def _set_log_aside(log: Path) -> None:
         log.rename(log.with_name(f"{log.stem}.{earlier + 1}{log.suffix}"))
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    """A loopback TCP port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A loopback TCP port that is free now and was given to no other launch of this process."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        if port not in _given:
+            _given.add(port)
+            return port
 
 
 @contextmanager
@@ -142,9 +153,14 @@ def _wait_ended(process: subprocess.Popen[bytes]) -> None:
 
 
 def _wait_ready(
-    engine: Engine, launch: Launch, process: subprocess.Popen[bytes] | None, deadline: float
+    engine: Engine,
+    launch: Launch,
+    process: subprocess.Popen[bytes] | None,
+    deadline: float,
+    check: Callable[[], None],
 ) -> EffectiveConfig:
     while True:
+        check()
         code = process.poll() if process else None
         effective = engine.effective(launch)  # after poll: a log that names the cause beats "it ended"
         if effective is not None and code is None:

@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ class Waiting:
 
 
 _waiting: list[Waiting] = []
+_lock = threading.Lock()
+"""Deployments that run side by side start theirs from threads of their own."""
 
 
 def spawn(argv: tuple[str, ...], log_path: Path, env: Mapping[str, str], grace_s: float, *, fed: bool) -> Waiting:
@@ -73,20 +76,26 @@ def spawn(argv: tuple[str, ...], log_path: Path, env: Mapping[str, str], grace_s
 
 def start_ahead(launch: Launch, grace_s: float) -> None:
     """Start the program that a launch like this one can become, unless one waits already. Failing is no error."""
-    if launch.standby is None or _waiting or os.environ.get(SWITCH) == "0":
+    if launch.standby is None or os.environ.get(SWITCH) == "0":
         return
     log = launch.log_path.with_name("standby.log")
-    with contextlib.suppress(OSError):
+    with _lock, contextlib.suppress(OSError):
+        if any(_fits(waiting, launch) for waiting in _waiting):
+            return
         _waiting.append(spawn(launch.standby, log, launch.env, grace_s, fed=True))
 
 
 def take(launch: Launch) -> Waiting | None:
-    """The waiting program, turned into ``launch``; ``None`` where none waits that this launch can use."""
-    if not _waiting:
-        return None
-    found = _waiting.pop()
-    same = found.command == launch.standby and _public(found.env) == _public(launch.env)
-    if not same or found.process.poll() is not None or found.process.stdin is None:
+    """A waiting program, turned into ``launch``; ``None`` where none waits that this launch can use.
+
+    Those for launches unlike this one wait on, for the deployments beside it: see :func:`discard_all`.
+    """
+    with _lock:
+        found = next((waiting for waiting in _waiting if _fits(waiting, launch)), None)
+        if found is None:
+            return None
+        _waiting.remove(found)
+    if found.process.poll() is not None or found.process.stdin is None:
         _discard(found)
         return None
     launch.log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,9 +118,9 @@ def settle(limit_s: float = 60.0) -> None:
     """Wait until the program started ahead only waits: its imports must not run beside a measurement."""
     deadline, quiet = time.monotonic() + limit_s, 0
     while _waiting and quiet < 2 and time.monotonic() < deadline:
-        before_s = _cpu_s(_waiting[0])
+        before_s = sum(map(_cpu_s, _waiting))
         time.sleep(SETTLE_POLL_S)
-        quiet = quiet + 1 if _cpu_s(_waiting[0]) - before_s <= QUIET_SHARE * SETTLE_POLL_S else 0
+        quiet = quiet + 1 if sum(map(_cpu_s, _waiting)) - before_s <= QUIET_SHARE * SETTLE_POLL_S else 0
 
 
 def discard_all() -> None:
@@ -128,6 +137,10 @@ def _cpu_s(waiting: Waiting) -> float:
             times = psutil.Process(pid).cpu_times()
             total_s += times.user + times.system
     return total_s
+
+
+def _fits(waiting: Waiting, launch: Launch) -> bool:
+    return waiting.command == launch.standby and _public(waiting.env) == _public(launch.env)
 
 
 def _public(env: Mapping[str, str]) -> dict[str, str]:

@@ -10,62 +10,108 @@ from importlib.util import find_spec
 from qmeter.engines.base import Engine
 from qmeter.registry import Registry
 
-ENGINES: Registry[Engine] = Registry(
-    "engine",
-    {
-        "openvino": "qmeter.engines.openvino:OpenVinoEngine",
-        "llamacpp": "qmeter.engines.llamacpp:LlamaCppEngine",
-        "vllm": "qmeter.engines.vllm:VllmEngine",
-        "endpoint": "qmeter.engines.endpoint:EndpointEngine",
-    },
-    group="qmeter.engines",
-)
-
 
 class Gpus(StrEnum):
     """Which of the visible GPUs a deployment runs on, and so whose energy is its own."""
 
     NONE = "none"
-    AS_MANY_AS_ASKED = "the first ones, by its parallelism"
+    AS_MANY_AS_ASKED = "as many as its parallelism asks for"
     ALL = "all"
 
 
 @dataclass(frozen=True)
-class Requirement:
-    """What an engine needs of this host: one of ``packages`` or ``programs``, or nothing where both are empty.
+class Traits:
+    """One built-in engine: its adapter, what it needs of this host, what a study may say of it, what to expect.
 
-    ``gpus``: the GPUs it runs on; all where it does not say (an attached server, an engine that spreads by itself).
+    Attributes:
+        adapter: ``module:attribute``.
+        title: for people.
+        packages, programs: one of them must be here, or nothing where both are empty; ``advice``: how to get it.
+        gpus: the GPUs it runs on; all where it does not say (an attached server, an engine that spreads by itself).
+        attached: it attaches to a URL and is not started.
+        program: a study may name its program (``binary``).
+        parallel: degrees of parallelism that it takes.
+        predicted: nothing runs, so the catalog's flags do not bind it: its calibration says what it knows.
+        cold_start_s, start_s: launch to ready, the first in a lease and later ones, as seen so far; estimates of a
+            dry run where no record tells better. Units: s.
     """
 
+    adapter: str
     title: str
     packages: tuple[str, ...] = ()
     programs: tuple[str, ...] = ()
     advice: str = ""
     gpus: Gpus = Gpus.ALL
+    attached: bool = False
+    program: bool = False
+    parallel: frozenset[str] = frozenset()
+    predicted: bool = False
+    cold_start_s: float = 30.0
+    start_s: float = 30.0
 
 
-REQUIREMENTS: dict[str, Requirement] = {
-    "openvino": Requirement(
+TRAITS: dict[str, Traits] = {
+    "openvino": Traits(
+        "qmeter.engines.openvino:OpenVinoEngine",
         "OpenVINO GenAI, embedded (CPU)",
         packages=("openvino_genai",),
         advice="pip install 'qmeter[openvino]'",
         gpus=Gpus.NONE,
+        cold_start_s=6.0,
+        start_s=6.0,
     ),
-    "llamacpp": Requirement(
+    "llamacpp": Traits(
+        "qmeter.engines.llamacpp:LlamaCppEngine",
         "llama.cpp's llama-server",
         programs=("llama-server",),
         advice="build llama.cpp and put llama-server on PATH, or name it in engines[].binary",
+        program=True,
+        parallel=frozenset({"tp", "pp"}),
+        cold_start_s=5.0,
+        start_s=5.0,
     ),
-    "vllm": Requirement(
+    "vllm": Traits(
+        "qmeter.engines.vllm:VllmEngine",
         "vLLM",
         packages=("vllm",),
         programs=("vllm",),
         advice="pip install vllm on a GPU host, or name its program in engines[].binary",
         gpus=Gpus.AS_MANY_AS_ASKED,
+        program=True,
+        parallel=frozenset({"tp", "pp", "dp"}),
+        cold_start_s=110.0,
+        start_s=50.0,
     ),
-    "endpoint": Requirement("any OpenAI-compatible server, attached to by engines[].url"),
+    "endpoint": Traits(
+        "qmeter.engines.endpoint:EndpointEngine",
+        "any OpenAI-compatible server, attached to by engines[].url",
+        attached=True,
+        parallel=frozenset({"tp", "pp", "dp"}),
+        cold_start_s=0.0,
+        start_s=0.0,
+    ),
+    "simulated": Traits(
+        "qmeter.engines.simulated:SimulatedEngine",
+        "predicted from engines[].options.calibration; nothing is started",
+        gpus=Gpus.NONE,
+        predicted=True,
+        parallel=frozenset({"tp", "pp", "dp"}),
+        cold_start_s=0.0,
+        start_s=0.0,
+    ),
 }
-"""Built-in engine → what it needs."""
+"""Built-in engine → its row; one that a plug-in brings has none, and is not held to any of this."""
+
+UNKNOWN = Traits("", "an engine of a plug-in")
+
+ENGINES: Registry[Engine] = Registry(
+    "engine", {name: row.adapter for name, row in TRAITS.items()}, group="qmeter.engines"
+)
+
+
+def traits(name: str) -> Traits:
+    """The engine's row, or one that asks nothing where a plug-in brings it."""
+    return TRAITS.get(name, UNKNOWN)
 
 
 @dataclass(frozen=True)
@@ -86,7 +132,7 @@ def availability(name: str) -> Availability:
     Raises:
         UnknownName: no such engine.
     """
-    need = REQUIREMENTS.get(name)
+    need = TRAITS.get(name)
     if need is None:
         return _imported(name)
     found = _found(need)
@@ -97,13 +143,11 @@ def availability(name: str) -> Availability:
 
 
 def gpus_of(name: str, devices: int) -> int | None:
-    """How many of the visible GPUs, from the first, a deployment on ``devices`` devices runs on; ``None``: all."""
-    need = REQUIREMENTS.get(name)
-    counts = {Gpus.NONE: 0, Gpus.AS_MANY_AS_ASKED: devices, Gpus.ALL: None}
-    return counts[need.gpus if need else Gpus.ALL]
+    """How many of the visible GPUs a deployment on ``devices`` devices runs on; ``None``: all."""
+    return {Gpus.NONE: 0, Gpus.AS_MANY_AS_ASKED: devices, Gpus.ALL: None}[traits(name).gpus]
 
 
-def _found(need: Requirement) -> str | None:
+def _found(need: Traits) -> str | None:
     for package in need.packages:
         if find_spec(package) is not None:
             return f"Python package {package}"

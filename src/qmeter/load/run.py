@@ -18,13 +18,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import IO, Any
 
 import numpy as np
 
 from qmeter.errors import LoadError
 from qmeter.load import wire
+from qmeter.load.deadline import REPORT, allowed_s, hung_reason, lost_share
 from qmeter.load.http import Origin, RequestEncoder, origin_of, proxy_authorization
 from qmeter.load.limits import demand, processes_for
 from qmeter.load.merge import merge
@@ -33,6 +34,8 @@ from qmeter.spec.study import ClientSpec
 from qmeter.workload.schedule import Schedule
 
 READY_TIMEOUT_S = 60.0
+END_S = 10.0
+"""How long a killed process may take to be gone. Units: s."""
 SPIN_LEAST_S, SPIN_MOST_S, SPIN_SHARE = 50e-6, 150e-6, 0.1
 """A process spins before each send for this share of its mean gap, within these bounds (timers wake late)."""
 SPIN_SHARED_S = 10e-6
@@ -65,7 +68,8 @@ def drive(
     """Send a schedule to a server and return every request, every token event and the client's proof.
 
     Runs in processes of its own, so that what else the caller does (telemetry, a display) does not disturb it; they end
-    with the caller. The load starts when all of them are ready.
+    with the caller. The load starts when all of them are ready. One that has not ended by the schedule's end, the drain
+    and the time for its report is ended, and the result is invalid (``client_hung``).
 
     Args:
         schedule: what to send, and when (or how many at once).
@@ -92,10 +96,18 @@ def drive(
         wire.write_arrays(fds[1], {"offsets": offsets, "send_ns": send_ns})
         task = _task(schedule, target, origin, addresses) | {"payload_fd": fds[0], "arrays_fd": fds[1]}
         workers = [stack.enter_context(_worker(task, k, processes, schedule, target, client)) for k in range(processes)]
-        start_ns = _run(workers, len(schedule), on_progress)
-        shares = [wire.read_arrays(w.result_fd) for w in workers]
-        reports = [w.report for w in workers]
-    return merge(schedule, shares, reports, start_ns, origin_monotonic_s)
+        longest_s = allowed_s(schedule, task["give_up_ns"] / 1e9)
+        start_ns = _run(workers, len(schedule), on_progress, longest_s)
+        shares = [
+            lost_share(schedule, k, processes, start_ns) if w.hung else wire.read_arrays(w.result_fd)
+            for k, w in enumerate(workers)
+        ]
+        hung = sum(w.hung for w in workers)
+        result = merge(schedule, shares, [w.report or REPORT for w in workers], start_ns, origin_monotonic_s)
+    if not hung:
+        return result
+    failures = (hung_reason(hung, processes, longest_s), *result.proof.failures)
+    return replace(result, proof=result.proof.model_copy(update={"failures": failures}))
 
 
 def _closing(stack: contextlib.ExitStack, fd: int) -> int:
@@ -173,6 +185,7 @@ class Worker:
         os.set_blocking(self.stdout.fileno(), False)
         self._tail = b""
         self.ready = False
+        self.hung = False
         self.progress = (0, 0, 0)
         self.report: dict[str, Any] = {}
 
@@ -224,7 +237,8 @@ class Worker:
                 self.process.wait(0.2 if self.report else 0)
         if self.process.poll() is None:
             self.process.kill()
-        self.process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in the kernel: it ends when that lets it
+            self.process.wait(END_S)
         self.stdout.close()
 
 
@@ -255,8 +269,8 @@ def _worker(task: dict[str, Any], k: int, processes: int, schedule: Schedule, ta
         os.close(result_fd)
 
 
-def _run(workers: list[Worker], total: int, on_progress: Callable[[Progress], None] | None) -> int:
-    """Wait until all are ready, start them together, wait until all are done; return the common start."""
+def _run(workers: list[Worker], total: int, on_progress: Callable[[Progress], None] | None, longest_s: float) -> int:
+    """Wait until all are ready, start them together, wait until all are done or ``hung``; return the common start."""
     with selectors.DefaultSelector() as selector:
         for worker in workers:
             selector.register(worker.stdout, selectors.EVENT_READ, worker)
@@ -269,8 +283,8 @@ def _run(workers: list[Worker], total: int, on_progress: Callable[[Progress], No
         start_ns = time.monotonic_ns() + round(START_AFTER_S * 1e9)
         for worker in workers:
             worker.tell({"start_ns": start_ns})
-        running = len(workers)
-        while running:
+        running, until = len(workers), start_ns / 1e9 + longest_s
+        while running and time.monotonic() < until:
             for key, _ in selector.select(0.5):
                 if not key.data.listen():
                     selector.unregister(key.fileobj)
@@ -278,4 +292,6 @@ def _run(workers: list[Worker], total: int, on_progress: Callable[[Progress], No
             if on_progress is not None:
                 sums = [sum(w.progress[i] for w in workers) for i in range(3)]
                 on_progress(Progress(sums[0], sums[1], sums[2], total))
+        for worker in workers:
+            worker.hung = not worker.report
     return start_ns

@@ -123,6 +123,15 @@ class Provenance(_Frozen):
     """For a simulated record: the calibration it rests on."""
 
 
+class Neighbour(_Frozen):
+    """Another deployment that was up on the same host, on other GPUs. ``cell_id``: what ran there meanwhile."""
+
+    deployment_id: str
+    label: str
+    devices: tuple[int, ...]
+    cell_id: str | None = None
+
+
 class Record(_Frozen):
     """One cell's result.
 
@@ -135,6 +144,8 @@ class Record(_Frozen):
         energy: name → quantity (``energy_j``, ``j_per_output_token``, ``power_mean_w``, ``idle_power_w``, …).
         quality: name → quantity (``ppl_ratio``, ``logprob_gap``, ``task.<name>.accuracy``, …).
         timings: stage → seconds of wall time this cell (or its deployment's share) took.
+        devices: indexes of the GPUs that the deployment ran on, in NVML's order; ``None``: not placed by qMeter.
+        neighbours: deployments that were up beside it on other GPUs; empty: it had the host to itself.
         files: table name → path relative to the study folder.
     """
 
@@ -157,5 +168,7 @@ class Record(_Frozen):
     quality: dict[str, Quantity] = Field(default_factory=dict)
     series: tuple[SeriesInfo, ...] = ()
     timings: dict[str, float] = Field(default_factory=dict)
+    devices: tuple[int, ...] | None = None
+    neighbours: tuple[Neighbour, ...] = ()
     files: dict[str, str] = Field(default_factory=dict)
     provenance: Provenance

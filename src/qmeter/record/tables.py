@@ -41,6 +41,8 @@ class _Columns:
     """Equal-length numpy columns, checked and cast at construction."""
 
     dtypes: ClassVar[dict[str, Any]]
+    later: ClassVar[dict[str, Any]] = {}
+    """Columns that older files lack → the value of every row there."""
 
     def __post_init__(self) -> None:
         lengths = set()
@@ -140,13 +142,15 @@ class Steps(_Columns):
     """The engine's iteration log: one row a scheduler step; -1 or NaN where the engine does not say.
 
     ``start_s`` and ``duration_s`` of the step, sequences ``running`` and ``waiting`` after scheduling,
-    ``prefill_tokens`` and ``decode_tokens`` batched in it, ``kv_use`` in 0..1 after it.
+    ``prefill_tokens`` and ``decode_tokens`` batched in it, ``kv_use`` in 0..1 after it. ``replica``: which of the
+    engine's data-parallel ranks made it; steps of one replica follow each other, those of several overlap.
     """
 
     dtypes: ClassVar[dict[str, Any]] = {
         "start_s": np.float64, "duration_s": np.float64, "running": np.int32, "waiting": np.int32,
-        "prefill_tokens": np.int32, "decode_tokens": np.int32, "kv_use": np.float64,
+        "prefill_tokens": np.int32, "decode_tokens": np.int32, "kv_use": np.float64, "replica": np.int16,
     }  # fmt: skip
+    later: ClassVar[dict[str, Any]] = {"replica": 0}
 
     start_s: F64
     duration_s: F64
@@ -155,6 +159,12 @@ class Steps(_Columns):
     prefill_tokens: I32
     decode_tokens: I32
     kv_use: F64
+    replica: NDArray[np.int16] | None = None
+
+    def __post_init__(self) -> None:
+        if self.replica is None:
+            object.__setattr__(self, "replica", np.zeros(len(np.asarray(self.start_s)), dtype=np.int16))
+        super().__post_init__()
 
 
 @dataclass(frozen=True)

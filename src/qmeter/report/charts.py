@@ -280,3 +280,64 @@ def dots(rows: Sequence[Row], styles: Sequence[Style], x: str, *, mark: float | 
             data = alt.Chart(alt.Data(values=[{"x": value}]))
             layers.insert(0, data.mark_rule(strokeDash=dash, strokeWidth=1).encode(x="x:Q"))
     return _finish(alt.layer(*layers), max(120, 30 * len(order)))
+
+
+def growth(rows: Sequence[Row], x: str, y: str) -> Row:
+    """One step line that rises. Rows: x, y."""
+    alt = altair()
+    line = alt.Chart(alt.Data(values=list(rows))).mark_line(interpolate="step-after", strokeWidth=2)
+    scale = alt.Scale(zero=True, nice=False)
+    return _finish(
+        line.encode(
+            x=alt.X("x:Q", title=x, scale=alt.Scale(nice=False), axis=alt.Axis(tickMinStep=1, format="d")),
+            y=alt.Y("y:Q", title=y, scale=scale, axis=alt.Axis(format="%")),
+        )
+    )
+
+
+def against_gpus(rows: Sequence[Row], styles: Sequence[Style], y: str, *, ideal: bool) -> Row:
+    """A value against the number of GPUs: a line through each method's tensor-parallel points, the others beside it.
+
+    Rows: method, kind, label, x, y, y_low, y_high, text. Colour is the method's, shape the kind of parallelism.
+    """
+    alt = altair()
+    methods = list(dict.fromkeys(r["method"] for r in rows))
+    colours = [next((s.colour for s in styles if s.name.split(" ")[0] == m), "#7A7F87") for m in methods]
+    focus = alt.param(name="focus", value="")
+    near = "focus === '' || focus === datum.method || indexof(focus, datum.method + ' ') === 0"
+    shown = alt.condition(near, alt.value(1), alt.value(0.12))
+    spread = {m: (k - (len(methods) - 1) / 2) * 0.035 for k, m in enumerate(methods)}
+    placed_rows = [r | {"at": r["x"] * 2 ** spread[r["method"]]} for r in rows]
+    chart = alt.Chart(alt.Data(values=placed_rows)).add_params(focus)
+    counts = sorted({int(r["x"]) for r in rows})
+    x_scale = alt.Scale(type="log", base=2, domain=[counts[0] * 0.85, counts[-1] * 1.18], nice=False)
+    x = alt.X("at:Q", title="GPUs", scale=x_scale, axis=alt.Axis(values=counts, format="d"))
+    scale = alt.Scale(domain=[0.0, reach(rows)[1] * 1.08], nice=False)
+    colour = alt.Color("method:N", title=None, scale=alt.Scale(domain=methods, range=colours))
+    kinds = ["tensor", "pipeline", "data"]
+    shape = alt.Shape(
+        "kind:N", title="Parallelism", scale=alt.Scale(domain=kinds, range=["circle", "square", "diamond"])
+    )
+    y_axis = alt.Y("y:Q", title=y, scale=scale, axis=alt.Axis(tickCount=6))
+    line = (
+        chart.mark_line(strokeWidth=1.8)
+        .transform_filter("datum.kind === 'tensor'")
+        .encode(x=x, y=y_axis, color=colour, opacity=shown, detail="method:N")
+    )
+    bars = chart.mark_rule(strokeWidth=1.4, clip=True).encode(
+        x=x, y=alt.Y("y_low:Q", title=y, scale=scale), y2="y_high:Q", color=colour, opacity=shown
+    )
+    dots = chart.mark_point(size=75, strokeWidth=1.8, filled=True).encode(
+        x=x, y=y_axis, color=colour, shape=shape, opacity=shown,
+        tooltip=[
+            alt.Tooltip("label:N", title="Deployment"),
+            alt.Tooltip("x:Q", title="GPUs"),
+            alt.Tooltip("text:N", title=y),
+        ],
+    )  # fmt: skip
+    layers = [line, bars, dots]
+    if ideal and len(counts) > 1:
+        data = alt.Chart(alt.Data(values=[{"at": c, "y": c / counts[0]} for c in counts]))
+        dashed = data.mark_line(strokeDash=[5, 4], strokeWidth=1.2, clip=True, color="#7A7F87")
+        layers.insert(0, dashed.encode(x=x, y=alt.Y("y:Q", title=y, scale=scale)))
+    return _finish(alt.layer(*layers))

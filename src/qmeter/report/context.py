@@ -152,9 +152,15 @@ def _provenance(records: Sequence[Record], study: Study) -> list[tuple[str, str]
         ("Model source", ", ".join(_distinct(r.provenance.model.get("source") for r in records))),
         ("Model sha256", ", ".join(h[:16] for h in hashes) or "not recorded"),
         ("Study seed", str(study.seed)),
-        ("Repeats", str(study.repeats)),
+        ("Repeats", _repeats(study)),
         ("Cell seeds", ", ".join(_distinct(r.provenance.seed for r in records)[:12])),
     ]
+
+
+def _repeats(study: Study) -> str:
+    if study.repeats == 1 or not study.same_requests:
+        return str(study.repeats)
+    return f"{study.repeats}, of the same requests: intervals over them leave out what other arrivals would do"
 
 
 def _qmeter(r: Record) -> str:

@@ -13,9 +13,10 @@ from qmeter.report.words import verdict_text
 
 
 class Text(str):
-    """A table cell's text that may carry a reason, shown when pointed at."""
+    """A table cell's text that may carry a reason, shown when pointed at; ``best`` of its table stands out."""
 
     why: str = ""
+    best: bool = False
 
 
 def text(shown_text: object, q: Quantity) -> Text:

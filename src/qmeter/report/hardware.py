@@ -37,6 +37,7 @@ COUNTERS = (
     ("throttle_reasons", "Throttled"),
     ("temperature_c", "Temperature"),
 )
+LINKS = "nvlink_bytes_s"
 IDLE_BIT = 1
 """NVML's reason "the GPU is idle", which is no throttling."""
 
@@ -65,12 +66,16 @@ def ceilings(folder: Path) -> dict[str, float]:
 def counters(summary: StudySummary, loaded: Loaded) -> Table:
     """Counters over each load point's window, mean over its GPUs and repeats with an interval from parts of it."""
     rows = []
+    linked = any(LINKS in p.metrics for d in summary.deployments for p in d.points)
     for d in summary.deployments:
         for p in d.points:
             cells = [_counter(p, loaded, name) for name, _ in COUNTERS]
-            if any(q.known for q in cells):
-                rows.append((d.key.model, d.key.label, p.workload, *(_counter_text(q) for q in cells)))
-    return Table(("Model", "Method", "Workload", *(label for _, label in COUNTERS)), tuple(rows), numbers=True)
+            sent = p.metrics.get(LINKS, Quantity.unknown("B/s", "one GPU: nothing to send to"))
+            if any(q.known for q in (*cells, sent)):
+                row = (d.key.model, d.key.label, p.workload, *(_counter_text(q) for q in cells))
+                rows.append((*row, text(shown(sent), sent)) if linked else row)
+    labels = [*(label for _, label in COUNTERS), *(["NVLink sent"] if linked else [])]
+    return Table(("Model", "Method", "Workload", *labels), tuple(rows), numbers=True)
 
 
 def _counter(point: Point, loaded: Loaded, name: str) -> Quantity:

@@ -15,15 +15,31 @@ _TEMPLATES = "qmeter.report.templates"
 _SITE = re.compile(r"https?://(?!www\.w3\.org/)[^/\s\"'`<>)\\]+")
 
 
-def render(parts: Mapping[str, Any], chart_groups: Mapping[str, Sequence[Chart]], styles: Sequence[Style]) -> str:
+def render(
+    parts: Mapping[str, Any],
+    chart_groups: Mapping[str, Sequence[Chart]],
+    styles: Sequence[Style],
+    template: str = "report.html.j2",
+) -> str:
     """The whole page.
 
     Args:
         parts: what the template names.
         chart_groups: charts by section; they are embedded as data, drawn by the inline Vega runtime.
         styles: methods in the legend.
+        template: the page's.
     """
+    specs = [c for charts in chart_groups.values() for c in charts]
+    return render_template("report.html.j2", parts, chart_groups, styles, runtime() if specs else "")
+
+
+def render_template(
+    template: str, parts: Mapping[str, Any], chart_groups: Mapping[str, Sequence[Chart]], styles: Sequence[Style],
+    script: str,
+) -> str:  # fmt: skip
+    """A page of this room's templates, its styles, scripts (``script``: the chart runtime) and data inline."""
     import jinja2
+    from markupsafe import Markup
 
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_read),
@@ -33,17 +49,15 @@ def render(parts: Mapping[str, Any], chart_groups: Mapping[str, Sequence[Chart]]
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["sentence"] = lambda text: text[:1].upper() + text[1:].rstrip(".")
-    from markupsafe import Markup
-
     specs = {c.name: c.spec for charts in chart_groups.values() for c in charts}
-    return environment.get_template("report.html.j2").render(
+    return environment.get_template(template).render(
         **parts,
         charts=chart_groups,
         styles=styles,
         shapes=SVG_PATHS,
         css=Markup(_read("report.css")),
         js=Markup(_read("report.js")),
-        runtime=Markup(runtime() if specs else ""),
+        runtime=Markup(script),
         specs=Markup(embedded(specs)),
     )
 

@@ -21,8 +21,15 @@ class Style:
     shape: str
 
 
-def styles(names: Sequence[str], references: Sequence[str] = ()) -> list[Style]:
-    """A style for each name, in order; references are grey circles. 49 pairs of colour and shape differ."""
+def styles(names: Sequence[str], references: Sequence[str] = (), methods: Sequence[str] = ()) -> list[Style]:
+    """A style for each name, in order; references are grey. 49 pairs of colour and shape differ.
+
+    Args:
+        methods: each name's method. Where several names share one (at several parallelisms), they share its colour and
+            differ in shape.
+    """
+    if len(set(methods)) < len(methods):
+        return _by_method(names, references, methods)
     out, k = [], 0
     for name in names:
         if name in references:
@@ -30,6 +37,17 @@ def styles(names: Sequence[str], references: Sequence[str] = ()) -> list[Style]:
             continue
         out.append(Style(name, COLOURS[k % len(COLOURS)], SHAPES[(k + k // len(COLOURS)) % len(SHAPES)]))
         k += 1
+    return out
+
+
+def _by_method(names: Sequence[str], references: Sequence[str], methods: Sequence[str]) -> list[Style]:
+    grey = {m for name, m in zip(names, methods, strict=True) if name in references}
+    others = [m for m in dict.fromkeys(methods) if m not in grey]
+    kinds = list(dict.fromkeys(name[len(m) :] for name, m in zip(names, methods, strict=True)))
+    out = []
+    for name, method in zip(names, methods, strict=True):
+        colour = REFERENCE if method in grey else COLOURS[others.index(method) % len(COLOURS)]
+        out.append(Style(name, colour, SHAPES[kinds.index(name[len(method) :]) % len(SHAPES)]))
     return out
 
 

@@ -215,8 +215,11 @@ def quality_chart(
     )
 
 
-def all_labels(summary: StudySummary) -> tuple[list[str], list[str]]:
-    """``(labels, references)`` of every deployment that appears in a chart, in order of first appearance."""
-    labels = list(dict.fromkeys(d.key.label for d in summary.deployments))
-    references = list(dict.fromkeys(d.key.label for d in summary.deployments if d.is_reference))
-    return labels, references
+def all_labels(summary: StudySummary) -> tuple[list[str], list[str], list[str]]:
+    """``(labels, references, methods)`` of every deployment in a chart, in order of first appearance.
+
+    Those measured side by side with others are in tables of their own, never in a curve.
+    """
+    mine = {d.key.label: d for d in summary.deployments if not d.key.beside}
+    references = [label for label, d in mine.items() if d.is_reference]
+    return list(mine), references, [d.key.method for d in mine.values()]

@@ -10,25 +10,30 @@ from qmeter.analysis.points import Deployment
 from qmeter.analysis.recommend import Recommendation
 from qmeter.analysis.summary import StudySummary, summarise
 from qmeter.record import Record
-from qmeter.report import evidence, hardware, pictures, tasks
+from qmeter.report import devices, evidence, hardware, parallelism, pictures, tasks
 from qmeter.report.charts import Chart, altair
 from qmeter.report.context import page_parts
 from qmeter.report.export import write_csv, write_pictures, write_quantities
 from qmeter.report.page import render
 from qmeter.report.palette import Style, styles
 from qmeter.report.views import GroupView, Notes, common_workload, groups
-from qmeter.store import Profile, open_results, write_atomic
+from qmeter.store import Profile, StudyStore, open_results, write_atomic
+from qmeter.store.merged import Merged
 from qmeter.store.profile import Results
 
 
-def write_report(folder: Path, out: Path | None = None) -> Path:
+def write_report(folder: Path, out: Path | None = None, others: Sequence[Path] = ()) -> Path:
     """Write the report of a study's folder (or a profile's, or a profile by name); returns the page's path.
+
+    With ``others`` it holds the records of all of them, told apart by device and engine.
 
     Beside ``report.html`` lie ``charts/`` (SVG, PNG, CSV each) and ``tables/`` (CSV).
 
     Args:
         folder: the study's folder.
-        out: where to; by default ``report/`` in the study's folder, for a profile ``<name>-report/`` here.
+        out: where to; by default ``report/`` in the study's folder, for a profile ``<name>-report/`` here, for several
+            ``compared-report/`` here.
+        others: more of them to compare with.
 
     Raises:
         MissingExtra: the report extra is not installed.
@@ -36,7 +41,10 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
         UnknownName: it is neither a study's folder nor a profile.
     """
     altair()
-    results = open_results(str(folder))
+    results: StudyStore | Profile | Merged = open_results(str(folder))
+    if others:
+        results = Merged([results, *(open_results(str(other)) for other in others)])
+        out = out or Path.cwd() / "compared-report"
     if out is None:
         profile = isinstance(results, Profile)
         out = Path.cwd() / f"{results.folder.name}-report" if profile else results.folder / "report"
@@ -52,12 +60,19 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     tables = evidence.all_tables(summary, records)
     tables |= tasks.task_tables(summary, graded)
     tables |= hardware.hardware_tables(summary, results, records, results.folder)
-    parts = page_parts(study, summary, records, made, notes, tables) | {"itl_note": itl_note}
+    tables["devices"] = devices.comparison(summary)
+    tables["neighbours"] = parallelism.neighbours(summary, records)
+    found = parallelism.matrices(summary)
+    parts = page_parts(study, summary, records, made, notes, tables) | {
+        "itl_note": itl_note,
+        "matrices": found,
+    }
     out.mkdir(parents=True, exist_ok=True)
     page = out / "report.html"
     write_atomic(page, render(parts, charts, looks))
     for old in (p for part in ("tables", "charts") for p in (out / part).glob("*.*")):
         old.unlink()
+    tables |= {pictures.slug(f"matrix {k} {m.title}"): m.table for k, m in enumerate(found)}
     for name, table in tables.items():
         write_csv(out / "tables" / f"{name}.csv", [table.columns, *table.rows])
     write_quantities(out / "tables" / "quantities.csv", summary)
@@ -76,7 +91,7 @@ def _charts(
     itl_note = ""
     models = []
     for group in made:
-        mine = [d for d in summary.deployments if d.key.model == group.model]
+        mine = [d for d in summary.deployments if d.key.model == group.model and not d.key.beside]
         r = group.recommendation
         charts["pareto"] += pictures.pareto_charts(group.pareto, mine, looks)
         charts["load"] += pictures.load_charts(r, mine, looks)
@@ -90,6 +105,7 @@ def _charts(
             charts["quality"] += [quality] if quality else []
     if len(made) > 1:
         charts = {k: [_named(c, made) for c in group] for k, group in charts.items()}
+    charts["parallelism"] = parallelism.scaling_charts(summary, looks)
     return charts, itl_note
 
 

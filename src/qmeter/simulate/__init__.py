@@ -8,6 +8,7 @@ from qmeter.simulate.load import SimLoad, SimResult, load_of
 from qmeter.simulate.predict import Prediction, predict
 from qmeter.simulate.reference import simulate_steps
 from qmeter.simulate.rules import Rules, rules_of
+from qmeter.simulate.sources import calibrations_of
 from qmeter.simulate.steptime import StepModel
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "SimulatedCell",
     "StepModel",
     "calibrate",
+    "calibrations_of",
     "find",
     "load_calibrations",
     "load_of",

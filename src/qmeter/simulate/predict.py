@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qmeter.analysis.cell import analyse
-from qmeter.record import Quantity
+from qmeter.record import Quantity, Reason, Window
 from qmeter.simulate.calibration import Calibration
 from qmeter.simulate.engine import SimulatedCell, run_cell
 from qmeter.spec.workload import WorkloadSpec
@@ -23,7 +23,10 @@ VOCABULARY = 32000
 
 @dataclass(frozen=True)
 class Prediction:
-    """A workload on a deployment: metrics and energy with intervals, the run behind the point estimates, and notes."""
+    """A workload on a deployment: metrics and energy with intervals, the run behind the point estimates, and notes.
+
+    ``window`` is the fitted run's, over which the metrics count; ``warnings`` are its analysis' own.
+    """
 
     calibration: Calibration
     workload: WorkloadSpec
@@ -31,6 +34,8 @@ class Prediction:
     energy: Mapping[str, Quantity]
     cell: SimulatedCell
     notes: tuple[str, ...]
+    window: Window | None = None
+    warnings: tuple[Reason, ...] = ()
 
 
 def predict(
@@ -69,7 +74,7 @@ def predict(
             on_draw(draw + 1, draws)
     metrics = {n: interval(q, samples.get(n, []), confidence) for n, q in found.metrics.items()}
     energy = {n: interval(q, samples.get(n, []), confidence) for n, q in found.energy.items()}
-    return Prediction(calibration, workload, metrics, energy, centre, centre.notes)
+    return Prediction(calibration, workload, metrics, energy, centre, centre.notes, found.window, found.warnings)
 
 
 def interval(quantity: Quantity, sample: list[float], confidence: float) -> Quantity:

@@ -9,7 +9,7 @@ from qmeter.spec.document import Fault, YamlPath
 from qmeter.spec.explain import unknown
 from qmeter.spec.study import Study
 
-AXES = ("model", "engine", "method", "workload", "repeat")
+AXES = ("model", "engine", "method", "tp", "pp", "dp", "placement", "workload", "repeat")
 
 
 def broken_rules(study: Study) -> list[Fault]:
@@ -19,6 +19,7 @@ def broken_rules(study: Study) -> list[Fault]:
         *_twice("workloads", "name", [w.name for w in study.workloads]),
         *_twice("methods", None, study.methods),
         *_twice("parallelism", None, [f"tp {p.tp}, pp {p.pp}, dp {p.dp}" for p in study.parallelism]),
+        *_twice("placement", None, [p.value for p in study.placement]),
         *_twice("engines", None, [e.model_dump_json() for e in study.engines], "this engine"),
         *_references(study),
         *_exclusions(study),
@@ -52,6 +53,10 @@ def _exclusions(study: Study) -> Iterator[Fault]:
         "model": [m.name for m in study.models],
         "engine": [e.name for e in study.engines],
         "method": list(study.methods),
+        "tp": _degrees(study, "tp"),
+        "pp": _degrees(study, "pp"),
+        "dp": _degrees(study, "dp"),
+        "placement": [p.value for p in study.placement],
         "workload": [w.name for w in study.workloads],
         "repeat": [str(i) for i in range(study.repeats)],
     }
@@ -63,6 +68,10 @@ def _exclusions(study: Study) -> Iterator[Fault]:
                 yield Fault(("exclude", i, axis), unknown("axis", axis, list(AXES)))
             elif name not in known[axis]:
                 yield Fault(("exclude", i, axis), f"excludes nothing: {_not_among(name, known[axis])}")
+
+
+def _degrees(study: Study, axis: str) -> list[str]:
+    return list(dict.fromkeys(p.as_axes()[axis] for p in study.parallelism))
 
 
 def _endpoints(study: Study) -> Iterator[Fault]:

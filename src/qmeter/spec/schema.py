@@ -58,6 +58,11 @@ def describe(annotation: Any) -> str:
     return " or ".join(dict.fromkeys(words))
 
 
+def written(annotation: Any) -> str | None:
+    """How a quantity of this type is written, in words; ``None`` where the type is no quantity with a unit."""
+    return next((m.example for m in _metadata(annotation) if isinstance(m, Written)), None)
+
+
 def _step(annotation: Any, step: str | int, data: Any) -> Any:
     model = _model(annotation, data)
     if model is not None:

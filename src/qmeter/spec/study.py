@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from typing import Any, Literal
+from enum import StrEnum
+from typing import Literal
 
 from pydantic import Field
 
+from qmeter.spec.identity import digest, former_digest
 from qmeter.spec.units import DurationS
 from qmeter.spec.workload import SLO, Frozen, WorkloadSpec
-
-PROTOCOL = 1
-"""Raised when the way of measuring changes so that results differ; part of every cell's hash."""
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
@@ -73,6 +70,21 @@ class Parallelism(Frozen):
         """Devices the deployment takes."""
         return self.tp * self.pp * self.dp
 
+    def as_axes(self) -> dict[str, str]:
+        """The degrees as ``exclude`` names them."""
+        return {"tp": str(self.tp), "pp": str(self.pp), "dp": str(self.dp)}
+
+
+class Placement(StrEnum):
+    """Whether a deployment has the host's GPUs to itself, or others run on the GPUs it leaves free.
+
+    ``side_by_side``: deployments fill the host, and their cells of one workload and repeat run at the same time. Beside
+    the same cells ``alone`` this measures what neighbours cost each other.
+    """
+
+    ALONE = "alone"
+    SIDE_BY_SIDE = "side_by_side"
+
 
 class QualitySpec(Frozen):
     """What quality to measure on each deployment. ``fidelity`` scores the reference's own continuations.
@@ -120,17 +132,22 @@ class Study(Frozen):
     methods: tuple[str, ...] = Field(min_length=1)
     device: str = "auto"
     parallelism: tuple[Parallelism, ...] = (Parallelism(),)
+    placement: tuple[Placement, ...] = (Placement.ALONE,)
     workloads: tuple[WorkloadSpec, ...] = Field(min_length=1)
     slo: SLO | None = None
     repeats: int = Field(default=1, ge=1, le=1000)
+    same_requests: bool = False
+    """Whether repeats send the same requests again: their spread is then the system's own, without the arrivals'."""
     seed: int = Field(default=1, ge=0)
     quality: QualitySpec = QualitySpec()
     telemetry: TelemetrySpec = TelemetrySpec()
     client: ClientSpec = ClientSpec()
     exclude: tuple[dict[str, str], ...] = ()
-    """Combinations to leave out: each a mapping of axis (model, engine, method, workload, repeat) to name.
+    """Combinations to leave out: each a mapping of axis (model, engine, method, tp, pp, dp, placement, workload,
+    repeat) to name.
 
-    Repeats count from 0, so ``{workload: idle, repeat: "1"}`` measures that point once in a study of two repeats.
+    ``{model: 70b, method: bf16, tp: "1", pp: "1"}`` leaves out what one GPU cannot hold. Repeats count from 0, so
+    ``{workload: idle, repeat: "1"}`` measures that point once in a study of two repeats.
     """
 
 
@@ -142,18 +159,25 @@ class Deployment(Frozen):
     method: str
     device: str
     parallelism: Parallelism
+    placement: Placement = Placement.ALONE
 
     @property
     def id(self) -> str:
         """Hash over everything that affects what is served."""
-        return _digest(self, PROTOCOL)
+        return digest(self.model_dump(mode="json"))
+
+    @property
+    def former_id(self) -> str:
+        """Its name in records of qMeter 0.1."""
+        return former_digest(self.model_dump(mode="json"))
 
     @property
     def label(self) -> str:
-        """For people: model/method/engine and parallelism where it is not 1."""
+        """For people: model/method/engine, parallelism where it is not 1, placement where it is not alone."""
         p = self.parallelism
         extra = "".join(f"/{k}{v}" for k, v in (("tp", p.tp), ("pp", p.pp), ("dp", p.dp)) if v > 1)
-        return f"{self.model.name}/{self.method}/{self.engine.name}{extra}"
+        beside = "/side by side" if self.placement is Placement.SIDE_BY_SIDE else ""
+        return f"{self.model.name}/{self.method}/{self.engine.name}{extra}{beside}"
 
 
 class Cell(Frozen):
@@ -170,7 +194,12 @@ class Cell(Frozen):
     @property
     def id(self) -> str:
         """Hash over everything that affects the result."""
-        return _digest(self, PROTOCOL)
+        return digest(self.model_dump(mode="json"))
+
+    @property
+    def former_id(self) -> str:
+        """Its name in records of qMeter 0.1."""
+        return former_digest(self.model_dump(mode="json"))
 
     @property
     def label(self) -> str:
@@ -189,11 +218,13 @@ def expand(study: Study) -> list[Cell]:
         for repeat in range(study.repeats):
             for workload in study.workloads:
                 axes = {"model": deployment.model.name, "engine": deployment.engine.name, "method": deployment.method,
+                        **deployment.parallelism.as_axes(), "placement": deployment.placement.value,
                         "workload": workload.name, "repeat": str(repeat)}  # fmt: skip
                 if any(all(axes.get(k) == v for k, v in rule.items()) for rule in study.exclude):
                     continue
                 filled = workload if workload.slo or not study.slo else workload.model_copy(update={"slo": study.slo})
-                seed = int(_digest({"seed": study.seed, "workload": workload.name, "repeat": repeat}, 0)[:8], 16)
+                drawn = {"seed": study.seed, "workload": workload.name, "repeat": 0 if study.same_requests else repeat}
+                seed = int(digest(drawn, 0)[:8], 16)
                 cells.append(
                     Cell(deployment=deployment, workload=filled, repeat=repeat, seed=seed, quality=study.quality,
                          telemetry=study.telemetry, client=study.client)
@@ -206,15 +237,11 @@ def deployments(study: Study) -> list[Deployment]:
     first = study.quality.reference or study.methods[0]
     methods = sorted(study.methods, key=lambda m: m != first)
     return [
-        Deployment(model=model, engine=engine, method=method, device=study.device, parallelism=parallelism)
+        Deployment(model=model, engine=engine, method=method, device=study.device, parallelism=parallelism,
+                   placement=placement)
         for model in study.models
         for engine in study.engines
         for parallelism in study.parallelism
+        for placement in study.placement
         for method in methods
-    ]
-
-
-def _digest(thing: Any, salt: int) -> str:
-    data = thing.model_dump(mode="json") if isinstance(thing, Frozen) else thing
-    text = json.dumps([salt, data], sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    ]  # fmt: skip

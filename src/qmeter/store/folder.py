@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from qmeter.errors import IncompatibleRecords, StoreError
 from qmeter.record import TABLES, CellTables, Record
+from qmeter.spec.identity import essence
 from qmeter.spec.study import Study
 from qmeter.store.journal import Journal
 from qmeter.store.query import Rows, run_query
@@ -54,7 +55,7 @@ class StudyStore:
         resolved = folder / "study.json"
         if resolved.exists():
             store = cls(folder)
-            if store.study.model_dump(mode="json") != study.model_dump(mode="json"):
+            if essence(store.study.model_dump(mode="json")) != essence(study.model_dump(mode="json")):
                 raise StoreError(
                     f"{folder} already holds a different study",
                     hint="choose another folder with --out, or resume that one: qmeter resume DIR",
@@ -139,6 +140,12 @@ class StudyStore:
         folder = self.folder / "deployments" / deployment_id
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def adopt_deployment(self, former_id: str, deployment_id: str) -> None:
+        """Go on with the logs and caches that an older qMeter kept under another name."""
+        former, now = (self.folder / "deployments" / name for name in (former_id, deployment_id))
+        if former != now and former.is_dir() and not now.exists():
+            former.rename(now)
 
     def write_tables(self, cell_id: str, tables: CellTables) -> dict[str, str]:
         """Write the cell's tables; returns table name → path relative to the study folder, for the record."""

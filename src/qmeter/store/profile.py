@@ -26,7 +26,7 @@ from qmeter.spec.study import Study
 from qmeter.store.database import connect, quoted
 from qmeter.store.folder import StudyStore
 from qmeter.store.query import Rows, run_query
-from qmeter.store.tables import table_from
+from qmeter.store.tables import columns_of, table_from
 
 WITHOUT_TOKENS = tuple(name for name in TABLES if name != "tokens")
 TIME_DIGITS = 6
@@ -135,6 +135,32 @@ def write_profile(store: StudyStore, folder: Path, *, with_tokens: bool = False)
     return folder
 
 
+KEPT = ("study.json", "roofline.json", "records.parquet", *(f"{name}.parquet" for name in TABLES))
+"""The files of a profile; nothing else is taken over from one made elsewhere."""
+
+
+def copy_profile(profile: Profile, folder: Path) -> Path:
+    """Copy a profile's own files into a new folder; returns it.
+
+    Raises:
+        StoreError: the folder exists.
+    """
+    if folder.exists():
+        raise StoreError(f"{folder} exists already", hint="choose another name with --name, or remove it")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    temporary.mkdir(parents=True)
+    try:
+        for name in KEPT:
+            source = profile.folder / name
+            if source.is_file() and not source.is_symlink():
+                shutil.copyfile(source, temporary / name)
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return folder
+
+
 def list_profiles() -> list[ProfileInfo]:
     """The shipped profiles and the ones added on this host; an added one hides a shipped one of its name."""
     found: dict[str, ProfileInfo] = {}
@@ -198,8 +224,11 @@ def _write_table(
     present = [(cell, file) for cell, file in sources if file.exists()]
     if not present:
         return
-    columns = ", ".join(_compact(column) for column in TABLES[name].dtypes)
-    parts = [f"SELECT '{cell}' AS cell_id, {columns} FROM read_parquet({quoted(file)})" for cell, file in present]
+    parts = []
+    for cell, file in present:
+        columns = columns_of(db, [file], TABLES[name])
+        shown = [made if " AS " in made else _compact(made.strip('"')) for made in columns]
+        parts.append(f"SELECT '{cell}' AS cell_id, {', '.join(shown)} FROM read_parquet({quoted(file)})")
     union = " UNION ALL ".join(parts)
     db.execute(f"COPY ({union}) TO {quoted(path)} (FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 19)")
 

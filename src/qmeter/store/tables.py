@@ -71,14 +71,26 @@ def table_from(db: duckdb.DuckDBPyConnection, path: Path, kind: Any, *, cell_id:
     Raises:
         StoreError: the file is not what it should be.
     """
-    listed = ", ".join(f'"{c}"' for c in kind.dtypes)
     chosen = "" if cell_id is None else " WHERE cell_id = ?"
     try:
+        listed = ", ".join(columns_of(db, [path], kind))
         query = f"SELECT {listed} FROM read_parquet({quoted(path)}){chosen}"
         found = db.execute(query, [] if cell_id is None else [cell_id]).fetchnumpy()
     except duckdb.Error as error:
         raise StoreError(f"{path} cannot be read: {error}", hint="remove the cell's folder, then resume") from error
     return kind(**{c: _unmasked(found[c], kind.dtypes[c]) for c in kind.dtypes})
+
+
+def columns_of(db: duckdb.DuckDBPyConnection, paths: list[Path], kind: Any) -> list[str]:
+    """SQL for each column of ``kind``: those that came later and the files lack are their constant.
+
+    Raises:
+        duckdb.Error: a file cannot be read.
+    """
+    listed = ", ".join(quoted(path) for path in paths)
+    rows = db.execute(f"DESCRIBE SELECT * FROM read_parquet([{listed}], union_by_name = true)").fetchall()
+    present = {row[0] for row in rows}
+    return [f'{kind.later[c]} AS "{c}"' if c in kind.later and c not in present else f'"{c}"' for c in kind.dtypes]
 
 
 def _plain(column: Any) -> Any:

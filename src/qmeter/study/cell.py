@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -29,10 +29,10 @@ from qmeter.record import (
     Telemetry,
     Tokens,
 )
-from qmeter.spec.study import Cell
+from qmeter.spec.study import Cell, ClientSpec, Placement
 from qmeter.spec.workload import ClosedArrivals, FixedLength, SyntheticPrompts, WorkloadSpec
-from qmeter.study.attribution import own_readings
-from qmeter.study.context import DeploymentContext
+from qmeter.study.attribution import misplaced, own_readings
+from qmeter.study.context import DeploymentContext, reason_of
 from qmeter.telemetry.base import Sampler
 from qmeter.telemetry.prometheus import EngineSampler
 from qmeter.telemetry.recorder import Recorder
@@ -41,18 +41,27 @@ from qmeter.workload import Schedule, Vocabulary, build
 DRAINED_S, DRAINED_POLL_S = 10.0, 0.1
 """How long an engine may take to let go of what an earlier cell's clients gave up. Units: s."""
 
+AFTER_WINDOW_S = 0.75
+"""Sampling goes on so long after the window: counters refresh at 10 Hz, averaged power is half a second late."""
+
 Table = TypeVar("Table", Requests, Tokens, Telemetry)
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A running server made ready to be measured: what every cell on it uses."""
+    """A running server made ready to be measured: what every cell on it uses.
+
+    ``check`` is called while a load runs, and raises where the study was interrupted; ``client`` stands in for the
+    study's where clients that run at the same time share its cores.
+    """
 
     context: DeploymentContext
     server: RunningServer
     mapping: MetricsMap
     samplers: Sequence[Sampler]
     vocabulary: Vocabulary
+    check: Callable[[], None] = lambda: None
+    client: ClientSpec | None = None
 
     def target(self, workload: WorkloadSpec) -> Target:
         """Where and how this workload's requests go."""
@@ -81,12 +90,15 @@ def warm_up(bench: Bench, cell: Cell) -> None:
         }
     )
     schedule = _schedule(bench, workload.model_copy(update={"prompts": SyntheticPrompts()}), seed=0)
-    drive(
+    result = drive(
         replace(schedule, requests=schedule.requests[:8], send_s=schedule.send_s[:8]),
         bench.target(workload),
         origin_monotonic_s=time.monotonic(),
-        client=cell.client,
+        client=bench.client or cell.client,
+        on_progress=lambda _: bench.check(),
     )
+    if result.proof.failures and result.proof.failures[0].kind == "client_hung":
+        raise LoadError(result.proof.failures[0].message, stage="warmup", hint=result.proof.failures[0].hint)
 
 
 def measure_cell(bench: Bench, cell: Cell) -> Record:
@@ -114,6 +126,10 @@ def measure_cell(bench: Bench, cell: Cell) -> Record:
             _require_completions(tables)
         except QMeterError as error:
             error.stage = error.stage or "load"
+            if isinstance(error, LoadError) and result.proof.failures:  # nothing came back, and the client is why
+                reasons = (*result.proof.failures, reason_of(error))
+                return context.record(cell, RecordKind.MEASURED, CellStatus.INVALID, reasons=reasons,
+                                      warnings=tuple(warnings), **seen)  # fmt: skip
             return context.failure(cell, error, warnings=tuple(warnings), **seen)
         found = analyse(tables, workload, series, idle_power=context.idle_power, seed=cell.seed)
         quality = dict(context.quality)
@@ -123,11 +139,14 @@ def measure_cell(bench: Bench, cell: Cell) -> Record:
             quality.update(grade_requests(tables.requests))
     alone, unasked = _ask_alone(bench, cell, schedule, tables.requests)
     quality.update(alone)
+    weights = bench.server.effective.weight_bytes
+    elsewhere = misplaced(context.devices, weights, tables.telemetry)
+    reasons = (*result.proof.failures, *_without_company(context, cell), *([elsewhere] if elsewhere else []))
     return context.record(
         cell,
         RecordKind.MEASURED,
-        CellStatus.INVALID if result.proof.failures else CellStatus.OK,
-        reasons=result.proof.failures,
+        CellStatus.INVALID if reasons else CellStatus.OK,
+        reasons=reasons,
         warnings=(*warnings, *found.warnings, *unasked),
         window=found.window,
         metrics=found.metrics,
@@ -135,6 +154,21 @@ def measure_cell(bench: Bench, cell: Cell) -> Record:
         quality=quality,
         **seen,
     )
+
+
+def _without_company(context: DeploymentContext, cell: Cell) -> list[Reason]:
+    """Why a cell that was to run side by side with others did not."""
+    at_work = any(n.cell_id for n in context.neighbours)
+    if cell.deployment.placement is Placement.ALONE or at_work:
+        return []
+    return [
+        Reason(
+            kind="no_neighbour",
+            stage="load",
+            message="it was to be measured beside another deployment under load, and none ran",
+            hint="see the neighbour's record, then: qmeter resume DIR --retry-failed",
+        )
+    ]
 
 
 def _ask_alone(
@@ -184,10 +218,13 @@ def _run_load(
     recorder = Recorder(bench.samplers, cell.telemetry.rate_hz, origin_s)
     recorder.start()
     try:
-        result = drive(schedule, bench.target(cell.workload), origin_monotonic_s=origin_s, client=cell.client)
+        result = drive(schedule, bench.target(cell.workload), origin_monotonic_s=origin_s,
+                       client=bench.client or cell.client, on_progress=lambda _: bench.check())  # fmt: skip
+        ends_s = origin_s + result.start_s + cell.workload.warmup + cell.workload.window
+        time.sleep(max(0.0, ends_s + AFTER_WINDOW_S - time.monotonic()))  # requests may all have ended before it
     finally:
         recorded = recorder.stop()
-    telemetry, series = own_readings(cell.deployment, bench.server.launch, *recorded)
+    telemetry, series = own_readings(cell.deployment, bench.server.launch, *recorded, bench.context.devices)
     begin_s = result.start_s
     tables = CellTables(
         requests=_moved(result.requests, -begin_s, "intended_s", "sent_s", "first_token_s", "last_token_s", "end_s"),

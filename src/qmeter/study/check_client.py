@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qmeter import catalog
+from qmeter.engines.simulated import SIMULATED
 from qmeter.errors import QMeterError
 from qmeter.load import Limits, load_limits, warn_if_beyond
 from qmeter.spec.study import Study, expand
@@ -19,7 +20,7 @@ def check(study: Study, findings: Findings, limits: Limits | None = None) -> Non
     vocabulary = Vocabulary.of(catalog.model(study.models[0].shape))
     seen = set()
     for cell in expand(study):
-        if cell.workload.name in seen:
+        if cell.workload.name in seen or cell.deployment.engine.name == SIMULATED:
             continue
         seen.add(cell.workload.name)
         try:

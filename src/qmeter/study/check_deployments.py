@@ -5,35 +5,19 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from qmeter import catalog
 from qmeter.catalog import Device, Method
+from qmeter.engines.simulated import SIMULATED
+from qmeter.engines.table import TRAITS, Gpus, traits
 from qmeter.registry import nearest
 from qmeter.sources.base import SOURCES
 from qmeter.sources.prepare import split_source
 from qmeter.spec.explain import brief, unknown
-from qmeter.spec.study import EngineRef, ModelRef, Study, expand
+from qmeter.spec.study import EngineRef, ModelRef, Placement, Study, expand
 from qmeter.study.findings import Findings, HostFacts, known
-
-
-@dataclass(frozen=True)
-class EngineTraits:
-    """What a study may say of an engine: whether it attaches to a URL, starts a program, spans several devices."""
-
-    attached: bool = False
-    program: bool = False
-    parallel: frozenset[str] = frozenset()
-
-
-TRAITS = {
-    "openvino": EngineTraits(),
-    "llamacpp": EngineTraits(program=True, parallel=frozenset({"tp", "pp"})),
-    "vllm": EngineTraits(program=True, parallel=frozenset({"tp", "pp", "dp"})),
-    "endpoint": EngineTraits(attached=True, parallel=frozenset({"tp", "pp", "dp"})),
-}
-"""The built-in engines; one that a plug-in brings is not held to any of this."""
+from qmeter.study.placement import plan_groups
 
 KNOBS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "max_sequences": ("a whole number of at least 1", lambda v: _whole(v, 1)),
@@ -43,6 +27,7 @@ KNOBS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "gpu_memory_fraction": ("a number above 0, at most 1", lambda v: _number(v) and 0 < float(str(v)) <= 1),
     "prefix_cache": ("true or false", lambda v: isinstance(v, bool)),
     "threads": ("a whole number of at least 1", lambda v: _whole(v, 1)),
+    "power_cap_w": ("watts above 0", lambda v: _number(v) and float(str(v)) > 0),
 }
 """The field's names for engine knobs: what each must be, and its test."""
 
@@ -62,7 +47,7 @@ def check(study: Study, host: HostFacts, findings: Findings) -> None:
     if cells > MAX_CELLS:
         findings.fault(("repeats",), f"the study has {cells} cells with {study.repeats} repeats; at most {MAX_CELLS}")
         return
-    device = None if study.device == "auto" else known(catalog.device, study.device)
+    device = host.device_of(study)
     for i, model in enumerate(study.models if not _all_attached(study) else ()):
         _source(i, model, findings)
     for i, engine in enumerate(study.engines):
@@ -71,6 +56,7 @@ def check(study: Study, host: HostFacts, findings: Findings) -> None:
         _secrets(i, engine, findings)
     _pairs(study, device, findings)
     _parallelism(study, host, findings)
+    _side_by_side(study, host, findings)
     _memory(study, device, findings)
     _host(study, host, findings)
     if not expand(study):
@@ -113,10 +99,17 @@ def _engine(i: int, engine: EngineRef, host: HostFacts, findings: Findings) -> N
 
 
 def _knobs(i: int, engine: EngineRef, findings: Findings) -> None:
+    if engine.name == SIMULATED:
+        return  # its options are no engine's: see qmeter.study.simulated
     for name, value in engine.options.items():
         expected, good = KNOBS.get(name, ("", lambda v: True))
         if not good(value):
             findings.fault(("engines", i, "options", name), f"expected {expected}, found {brief(value)}")
+        elif name == "power_cap_w":
+            findings.warn(
+                "power_cap_not_set", f"engines[{i}].options.power_cap_w is only recorded here: no cap is set",
+                "qmeter tune --allow-power-cap sets it while it measures; set it on the card yourself",
+            )  # fmt: skip
         elif name not in KNOBS and (close := nearest(name, KNOBS, n=1)):
             findings.warn(
                 "unusual_option", f"engines[{i}].options.{name} goes to {engine.name} as given",
@@ -141,7 +134,7 @@ def _pairs(study: Study, device: Device | None, findings: Findings) -> None:
     for j, name in enumerate(study.methods):
         method = known(catalog.method, name)
         for engine in dict.fromkeys(e.name for e in study.engines):
-            if method is None or engine not in TRAITS or (engine, name) not in meet:
+            if method is None or engine not in TRAITS or TRAITS[engine].predicted or (engine, name) not in meet:
                 continue
             flags = method.engines.get(engine)
             if flags is None:
@@ -169,7 +162,11 @@ def _parallelism(study: Study, host: HostFacts, findings: Findings) -> None:
                     findings.fault(("parallelism", i, axis), f"{engine} takes {can}, found {axis} {degree}")
         if host.gpus is not None and parallelism.devices > max(host.gpus, 1) and not _all_attached(study):
             text = f"tp × pp × dp asks for {parallelism.devices} devices; this host has {host.gpus} GPUs"
-            findings.fault(("parallelism", i), text)
+            if min(p.devices for p in study.parallelism) > max(host.gpus, 1):
+                findings.fault(("parallelism", i), text)
+            else:
+                findings.warn("waits_for_gpus", f"parallelism[{i}]: {text}",
+                              "its cells wait: resume the study on a host that has them")  # fmt: skip
         for model in study.models:
             shape = known(catalog.model, model.shape)
             if shape and shape.heads % parallelism.tp:
@@ -180,8 +177,29 @@ def _parallelism(study: Study, host: HostFacts, findings: Findings) -> None:
                 findings.fault(("parallelism", i, "pp"), text)
 
 
+def _side_by_side(study: Study, host: HostFacts, findings: Findings) -> None:
+    """Deployments run side by side only where qMeter can give each its own GPUs, and where others are there."""
+    if Placement.SIDE_BY_SIDE not in study.placement:
+        return
+    here = ("placement", study.placement.index(Placement.SIDE_BY_SIDE))
+    cells = [c for c in expand(study) if c.deployment.placement is Placement.SIDE_BY_SIDE]
+    for engine in dict.fromkeys(c.deployment.engine.name for c in cells):
+        if traits(engine).gpus is not Gpus.AS_MANY_AS_ASKED:
+            able = ", ".join(name for name, row in TRAITS.items() if row.gpus is Gpus.AS_MANY_AS_ASKED)
+            findings.fault(here, f"{engine} cannot be given GPUs of its own; engines that can: {able}")
+    if any(c.deployment.parallelism.dp > 1 for c in cells):
+        findings.fault(here, 'replicas of one server need fixed ports: exclude {placement: side_by_side, dp: "…"}')
+    if study.quality.fidelity and Placement.ALONE not in study.placement:
+        findings.fault(here, "the quality reference is made alone: add alone, or write quality: {fidelity: false}")
+    for group in plan_groups(cells, host.gpus) if host.gpus is not None else ():
+        if group.waits:
+            label = group.members[0].deployment.label
+            findings.warn("waits_for_gpus", f"{label}: {group.waits}", "its cells wait; exclude it, or add another")
+
+
 def _all_attached(study: Study) -> bool:
-    return all(e.name in TRAITS and TRAITS[e.name].attached for e in study.engines)
+    """Nothing is started on this host, so it need have neither the model nor the devices."""
+    return all(e.name == SIMULATED or (e.name in TRAITS and TRAITS[e.name].attached) for e in study.engines)
 
 
 def _memory(study: Study, device: Device | None, findings: Findings) -> None:

@@ -16,6 +16,7 @@ from qmeter.record import (
     CellStatus,
     Clock,
     EffectiveConfig,
+    Neighbour,
     Provenance,
     Quantity,
     Reason,
@@ -53,6 +54,10 @@ class DeploymentContext:
     timings: dict[str, float] = field(default_factory=dict)
     totals: dict[str, float] = field(default_factory=dict)
     began_unix_s: float = field(default_factory=time.time)
+    devices: tuple[int, ...] | None = None
+    """GPUs that it was placed on."""
+    neighbours: tuple[Neighbour, ...] = ()
+    """Deployments that are up beside it, as of the present cell."""
 
     def warn(self, reason: Reason) -> None:
         """Note a warning for every record that follows, once."""
@@ -89,6 +94,8 @@ class DeploymentContext:
             cell=cell.model_dump(mode="json"),
             effective=self.effective,
             verification=self.verification,
+            devices=self.devices,
+            neighbours=self.neighbours,
             provenance=self._provenance(cell, clock.origin_unix_s if clock else self.began_unix_s),
             **parts,
         )

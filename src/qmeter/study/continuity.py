@@ -19,7 +19,7 @@ def require_known_cells(cells: Iterable[Cell], records: Sequence[Record]) -> Non
     Raises:
         IncompatibleRecords: there are such records (another version of qMeter names the cells otherwise).
     """
-    known = {cell.id for cell in cells}
+    known = {name for cell in cells for name in (cell.id, cell.former_id)}
     strange = [r for r in records if r.kind is RecordKind.MEASURED and r.cell_id not in known]
     if strange:
         versions = ", ".join(sorted({r.provenance.qmeter_version for r in strange}))
@@ -36,7 +36,8 @@ def require_same_model(deployment: Deployment, artifact: Artifact, records: Sequ
     Raises:
         IncompatibleRecords: the hashes differ.
     """
-    earlier = {r.provenance.hashes.get("model_sha256") for r in records if r.deployment_id == deployment.id}
+    names = {deployment.id, deployment.former_id}
+    earlier = {r.provenance.hashes.get("model_sha256") for r in records if r.deployment_id in names}
     if artifact.sha256 and (other := earlier - {artifact.sha256, None, ""}):
         raise IncompatibleRecords(
             f"{deployment.model.source} is not the model that {deployment.label} was measured with: its sha256 is now "

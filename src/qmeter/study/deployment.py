@@ -22,6 +22,7 @@ from qmeter.spec.study import Cell, Study
 from qmeter.store import StudyStore, write_atomic
 from qmeter.study.attribution import mean_power, own_readings, with_power
 from qmeter.study.cell import Bench, measure_cell, warm_up
+from qmeter.study.company import CELL, IDLE, LAUNCH, Seat
 from qmeter.study.context import DeploymentContext, reason_of
 from qmeter.study.continuity import require_same_model
 from qmeter.study.events import CellEnded, Listener
@@ -32,6 +33,7 @@ from qmeter.telemetry.prometheus import EngineSampler
 from qmeter.telemetry.recorder import Recorder
 from qmeter.workload import Vocabulary
 
+ALONE = Seat()
 IDLE_S = 3.0
 """Length of the idle-power baseline before each deployment, where the host has a power counter. Units: s."""
 WORK = ("source", "idle", "launch", "warmup", "quality", "settle", "load", "alone")
@@ -47,13 +49,15 @@ class DeploymentRun:
         samplers: the host's, open for the whole study.
         cache: where models are kept.
         remaining: cells left in the study, for the events.
+        seat: its GPUs, and the deployments that run beside it.
     """
 
     def __init__(
         self, store: StudyStore, study: Study, cells: Sequence[Cell], samplers: Sequence[Sampler], cache: Path,
-        listener: Listener, remaining: int,
+        listener: Listener, remaining: int, seat: Seat = ALONE,
     ):  # fmt: skip
         deployment = cells[0].deployment
+        self._seat = seat
         self._store, self._study, self._listener = store, study, listener
         self._samplers, self._cache, self._remaining = list(samplers), cache, remaining
         self._pending = list(cells)
@@ -64,6 +68,7 @@ class DeploymentRun:
             method=catalog.method(deployment.method),
             shape=catalog.model(deployment.model.shape),
             listener=listener,
+            devices=seat.devices,
         )
 
     def warn(self, reasons: Iterable[Reason]) -> None:
@@ -82,8 +87,10 @@ class DeploymentRun:
                     self._context.deployment.model, self._context.method, name, self._cache
                 )
                 require_same_model(self._context.deployment, self._context.artifact, self._store.records())
+            self._turn(IDLE)
             with self._context.stage("idle"):
                 self._context.idle_power = self._idle_power()
+            self._turn(LAUNCH)
             for attempt in range(1, MOST_STARTS + 1):
                 self._serve_and_measure(engine, last=attempt == MOST_STARTS)
                 if not self._pending:
@@ -96,6 +103,12 @@ class DeploymentRun:
                 self._end(cell, self._context.failure(cell, error))
         self._write_timings(time.monotonic() - started_s)
 
+    def _turn(self, kind: int, cell: Cell | None = None) -> None:
+        """Wait for this deployment's turn among those that run beside it, and note which of them are at work."""
+        if (company := self._seat.company) is not None:
+            place = self._seat.places[cell.id] if cell else 0
+            self._context.neighbours = company.turn(self._context.deployment.id, (kind, place), cell)
+
     def _serve_and_measure(self, engine: Engine, *, last: bool) -> None:
         context, folder = self._context, self._store.deployment_folder(self._context.deployment.id)
         assert context.artifact is not None
@@ -104,7 +117,7 @@ class DeploymentRun:
             mapping = engine.metrics_map()
             own: list[Sampler] = [EngineSampler(server.launch, mapping), EngineProcessSampler(lambda: server.pids)]
             vocabulary = Vocabulary.of(context.shape)
-            bench = Bench(context, server, mapping, [*self._samplers, *own], vocabulary)
+            bench = Bench(context, server, mapping, [*self._samplers, *own], vocabulary, self._check, self._seat.client)
             try:
                 with context.stage("warmup"):
                     warm_up(bench, self._pending[0])
@@ -130,7 +143,8 @@ class DeploymentRun:
         def launched(launch: Launch) -> None:
             context.launch = launch
 
-        serving = serve(engine, context.deployment, context.artifact, folder, on_launch=launched)
+        serving = serve(engine, context.deployment, context.artifact, folder, env=self._seat.env, on_launch=launched,
+                        check=self._check)  # fmt: skip
         with context.stage("launch"):
             server = serving.__enter__()
         failure: BaseException | None = None
@@ -142,6 +156,11 @@ class DeploymentRun:
         finally:
             with context.stage("teardown"):
                 serving.__exit__(type(failure) if failure else None, failure, None)
+
+    def _check(self) -> None:
+        """Raises where the study was interrupted while this deployment runs in a thread of its own."""
+        if self._seat.company is not None:
+            self._seat.company.check()
 
     def _check_method(self, server: RunningServer) -> None:
         context = self._context
@@ -187,6 +206,7 @@ class DeploymentRun:
             EngineCrashed: the engine ended, and is not to be started again.
         """
         for cell in list(self._pending):
+            self._turn(CELL, cell)
             try:
                 record = measure_cell(bench, cell)
             except StoreError:
@@ -216,7 +236,7 @@ class DeploymentRun:
         recorder = Recorder(powered, self._pending[0].telemetry.rate_hz, time.monotonic())
         recorder.start()
         time.sleep(IDLE_S)
-        return mean_power(*own_readings(self._context.deployment, None, *recorder.stop()))
+        return mean_power(*own_readings(self._context.deployment, None, *recorder.stop(), self._seat.devices))
 
     def _write_timings(self, wall_s: float) -> None:
         """Keep where this deployment's time went; ``overhead`` is what no stage of :data:`WORK` accounts for."""

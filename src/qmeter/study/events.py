@@ -41,13 +41,14 @@ class CellEnded:
 
 @dataclass(frozen=True)
 class StudyEnded:
-    """Every cell has a record. Wall time in s."""
+    """Every cell has a record, but those ``waiting`` for a host with more GPUs. Wall time in s."""
 
     folder: str
     ok: int
     invalid: int
     failed: int
     wall_s: float
+    waiting: int = 0
 
 
 Event = StudyStarted | StageStarted | CellEnded | StudyEnded

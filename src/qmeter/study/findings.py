@@ -7,9 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from qmeter import catalog
+from qmeter.catalog import Device
 from qmeter.errors import UnknownName
 from qmeter.record import Reason
 from qmeter.spec.document import YamlPath
+from qmeter.spec.study import Study
+from qmeter.study import provenance
 from qmeter.telemetry.nvml import open_gpus
 
 T = TypeVar("T")
@@ -41,18 +45,28 @@ class HostFacts:
     Attributes:
         cores: ids of the cores that this process may use; empty: not known.
         gpus: how many GPUs there are; ``None``: not known, and then not checked.
+        device: the catalog's GPU that a study with ``device: auto`` meets here; ``None``: none, or not in the catalog.
         environment: the environment's variables (names are looked up, values never shown).
     """
 
     cores: frozenset[int] = frozenset()
     gpus: int | None = None
+    device: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of_this_host(cls) -> HostFacts:
         """Cores and environment of this process; NVIDIA GPUs where NVML shows any (others the engine counts)."""
+        found = provenance.host()["gpus"]
         gpus = len(open_gpus().handles) or None
-        return cls(cores=frozenset(os.sched_getaffinity(0)), gpus=gpus, environment=os.environ)
+        device = catalog.device_from_nvml(found[0]["name"]) if found else None
+        cores = frozenset(os.sched_getaffinity(0))
+        return cls(cores=cores, gpus=gpus, device=device.name if device else None, environment=os.environ)
+
+    def device_of(self, study: Study) -> Device | None:
+        """The device that the study's deployments meet here, where the catalog knows it."""
+        name = self.device if study.device == "auto" else study.device
+        return known(catalog.device, name) if name else None
 
 
 def known(lookup: Callable[[str], T], name: str) -> T | None:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import time
-from itertools import groupby
+from dataclasses import replace
 from pathlib import Path
 
 from qmeter.engines import standby
+from qmeter.engines.simulated import SIMULATED
 from qmeter.record import CellStatus, Reason, Record
 from qmeter.spec.study import Cell, Study, expand
 from qmeter.store import StudyStore
 from qmeter.study.continuity import changes, require_known_cells
-from qmeter.study.deployment import DeploymentRun
 from qmeter.study.events import Listener, StudyEnded, StudyStarted, silent
-from qmeter.telemetry.base import Sampler
-from qmeter.telemetry.replay import ReplaySampler
-from qmeter.telemetry.table import open_samplers
+from qmeter.study.findings import HostFacts
+from qmeter.study.placement import Group, plan_groups
+from qmeter.study.side_by_side import GroupRun
+from qmeter.study.simulated import run_simulated
 
 
 def run_study(
@@ -26,10 +27,12 @@ def run_study(
     listener: Listener = silent,
     cache: Path | None = None,
     retry_failed: bool = False,
+    host: HostFacts | None = None,
 ) -> StudyEnded:
-    """Measure every cell that the store lacks; on return each cell of the study has a record.
+    """Measure every cell that the store lacks; on return each has a record, but for those that need more GPUs.
 
     Args:
+        host: whose GPUs deployments are placed on (default: this host).
         cache: where models are kept (default: :func:`default_cache`).
         retry_failed: measure again the cells whose latest record is failed or invalid.
 
@@ -39,28 +42,24 @@ def run_study(
         TelemetryError: the recording to replay cannot be read.
     """
     started_s = time.monotonic()
+    host = host or HostFacts.of_this_host()
     with store.lock():
         cells = expand(study)
         records = store.records()
         require_known_cells(cells, records)
+        for former, now in {(c.deployment.former_id, c.deployment.id) for c in cells}:
+            store.adopt_deployment(former, now)
         pending = missing_cells(cells, records, retry_failed=retry_failed)
-        warnings = changes(records) if pending else []
+        warnings = [*(changes(records) if pending else []), *_replay_warnings(study)]
         listener(StudyStarted(study.name, str(store.folder), len(cells), len(cells) - len(pending)))
-        samplers = _open_samplers(study) if pending else []
-        warnings += _replay_warnings(study)
-        remaining = len(pending)
-        try:
-            for _, group in groupby(pending, key=lambda cell: cell.deployment.id):
-                members = list(group)
-                run = DeploymentRun(store, study, members, samplers, cache or default_cache(), listener, remaining)
-                run.warn(warnings)
-                run.run()
-                remaining -= len(members)
-        finally:
-            standby.discard_all()
-            for sampler in samplers:
-                sampler.close()
-        ended = _outcome(store, {cell.id for cell in cells}, time.monotonic() - started_s)
+        measured = run_simulated(study, store, pending, listener, warnings)
+        ours = [cell for cell in cells if cell.deployment.engine.name != SIMULATED]
+        waiting = _run_groups(
+            plan_groups(ours, host.gpus), {cell.id for cell in measured},
+            GroupRun(store, study, cache or default_cache(), listener, host.gpus, set(), 0, warnings),
+        )  # fmt: skip
+        ids = {name for cell in cells for name in (cell.id, cell.former_id)}
+        ended = replace(_outcome(store, ids, time.monotonic() - started_s), waiting=waiting)
     listener(ended)
     return ended
 
@@ -68,7 +67,7 @@ def run_study(
 def missing_cells(cells: list[Cell], records: list[Record], *, retry_failed: bool) -> list[Cell]:
     """The cells without a record, in order; with ``retry_failed`` also those whose record is not OK."""
     done = {r.cell_id for r in records if r.status is CellStatus.OK or not retry_failed}
-    return [cell for cell in cells if cell.id not in done]
+    return [cell for cell in cells if not done & {cell.id, cell.former_id}]
 
 
 def default_cache() -> Path:
@@ -78,9 +77,24 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qmeter"
 
 
-def _open_samplers(study: Study) -> list[Sampler]:
-    replayed = [ReplaySampler(Path(study.telemetry.replay), loop=True)] if study.telemetry.replay else []
-    return [*replayed, *open_samplers(study.telemetry.samplers)]
+def _run_groups(groups: list[Group], pending: set[str], run: GroupRun) -> int:
+    """Run the groups that this host can; returns how many pending cells wait for another host."""
+    waiting, last = 0, tuple[int, ...]()
+    run.pending, run.remaining = pending, len(pending)
+    try:
+        for group in groups:
+            mine = sum(cell.id in pending for member in group.members for cell in member.cells)
+            if group.waits is not None:
+                waiting += mine
+            elif mine:
+                if last and group.devices != last:
+                    standby.discard_all()  # they would see other GPUs than these
+                run.run(group)
+                last = group.devices
+            run.remaining -= mine
+    finally:
+        standby.discard_all()
+    return waiting
 
 
 def _replay_warnings(study: Study) -> list[Reason]:

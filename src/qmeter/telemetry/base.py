@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Collection, Mapping
+from typing import Protocol, runtime_checkable
 
 from qmeter.record import SeriesInfo
 
@@ -21,4 +21,13 @@ class Sampler(Protocol):
 
     def close(self) -> None:
         """Let go of handles."""
+        ...
+
+
+@runtime_checkable
+class Narrowable(Protocol):
+    """A sampler of several GPUs that can be told to leave some alone: each one it reads delays the others' readings."""
+
+    def narrow(self, gpus: Collection[str]) -> None:
+        """Read these GPUs (``gpu0``, …) and no others from now on."""
         ...

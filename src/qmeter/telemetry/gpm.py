@@ -6,8 +6,8 @@ sampling at 10 Hz gives means over 100 ms.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qmeter.record import SeriesInfo
@@ -82,6 +82,10 @@ class GpmSampler:
             if gpu in self._pairs:
                 values |= self._read(gpu, handle)
         return values
+
+    def narrow(self, gpus: Collection[str]) -> None:
+        """Read these GPUs and no others."""
+        self._gpus = replace(self._gpus, handles=tuple(h for h in self._gpus.handles if h[0] in gpus))
 
     def close(self) -> None:
         """Free the samples and let NVML go."""

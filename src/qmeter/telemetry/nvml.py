@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ ABSENT = "nvml.devices"
 """The series that carries the gap where NVML shows no device (a ``gpu0`` series would claim that there is one)."""
 POWER_INSTANT_FIELD = 186
 """NVML_FI_DEV_POWER_INSTANT. Units: mW."""
+NVLINK_TX_FIELD, NVLINK_RX_FIELD, ALL_LINKS = 138, 139, 0xFFFFFFFF
+"""NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX and _RX: payload since the driver was loaded. Units: KiB."""
 POWER_AVERAGE_FIELD = 185
 """NVML_FI_DEV_POWER_AVERAGE: over one second on Ampere and newer. Units: mW."""
 
@@ -45,6 +47,18 @@ def _field(field: int) -> Callable[[Any, Any], float]:
     return read
 
 
+def _counter(field: int, scale: float) -> Callable[[Any, Any], float]:
+    """A cumulative field over all links of the GPU (scope: all)."""
+
+    def read(nvml: Any, handle: Any) -> float:
+        value = nvml.nvmlDeviceGetFieldValues(handle, [(field, ALL_LINKS)])[0]
+        if value.nvmlReturn != 0:
+            raise nvml.NVMLError(value.nvmlReturn)
+        return float(value.value.ullVal) * scale
+
+    return read
+
+
 def _throttle(nvml: Any, handle: Any) -> float:
     newer = getattr(nvml, "nvmlDeviceGetCurrentClocksEventReasons", None)
     return float((newer or nvml.nvmlDeviceGetCurrentClocksThrottleReasons)(handle))
@@ -62,6 +76,8 @@ READINGS: tuple[Reading, ...] = (
             lambda n, h: n.nvmlDeviceGetTemperature(h, n.NVML_TEMPERATURE_GPU)),
     Reading("memory_used_bytes", "B", "NVML memory info", lambda n, h: n.nvmlDeviceGetMemoryInfo(h).used),
     Reading("throttle_reasons", "bitmask", "NVML clocks event reasons", _throttle),
+    Reading("nvlink_tx_bytes", "B", "NVML NVLink data sent", _counter(NVLINK_TX_FIELD, 1024.0), cumulative=True),
+    Reading("nvlink_rx_bytes", "B", "NVML NVLink data received", _counter(NVLINK_RX_FIELD, 1024.0), cumulative=True),
     Reading("util", "1", "NVML GPU utilization", lambda n, h: n.nvmlDeviceGetUtilizationRates(h).gpu / 100),
     Reading("power_limit_w", "W", "NVML enforced power limit",
             lambda n, h: n.nvmlDeviceGetEnforcedPowerLimit(h) / 1e3),
@@ -143,6 +159,11 @@ class NvmlSampler:
             except self._gpus.nvml.NVMLError:
                 continue
         return values
+
+    def narrow(self, gpus: Collection[str]) -> None:
+        """Read these GPUs and no others."""
+        self._works = [w for w in self._works if w[0].partition(".")[0] in gpus]
+        self._infos = [i for i in self._infos if i.name == ABSENT or i.name.partition(".")[0] in gpus]
 
     def close(self) -> None:
         """Let NVML go."""

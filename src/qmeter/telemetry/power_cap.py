@@ -103,3 +103,22 @@ def _restore(nvml: Any, changed: list[tuple[Any, CapRange]]) -> None:
         raise TelemetryError(
             f"the power cap was not restored on {', '.join(failed)}", hint=f"set by hand what was there: {watts}"
         )
+
+
+def set_cap(gpu: str, watts: float, nvml: Any = None) -> None:
+    """Cap one GPU (``gpu0``, …) until somebody sets another cap; the caller restores it.
+
+    Raises:
+        TelemetryError: no such GPU, out of its range, or refused by the driver.
+    """
+    gpus = open_gpus(nvml)
+    handle = dict(gpus.handles).get(gpu)
+    if handle is None:
+        raise TelemetryError(gpus.gap or f"there is no {gpu} here", hint="power caps need an NVIDIA GPU")
+    item = next(r for r in cap_ranges(gpus.nvml) if r.gpu == gpu)
+    if not item.lowest_w <= watts <= item.highest_w:
+        raise TelemetryError(
+            f"{gpu} takes caps from {item.lowest_w:.0f} to {item.highest_w:.0f} W, not {watts:.0f} W",
+            hint="choose a cap inside the range",
+        )
+    _set(gpus.nvml, handle, gpu, watts)

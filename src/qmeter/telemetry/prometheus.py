@@ -6,7 +6,7 @@ import http.client
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-from qmeter.engines.base import Launch, MetricsMap
+from qmeter.engines.base import Launch, MetricsMap, MetricSource, Over
 from qmeter.record import SeriesInfo
 
 TIMEOUT_S = 2.0
@@ -53,8 +53,8 @@ class EngineSampler:
             self._last_error = f"{self._mapping.path}: {type(error).__name__}: {error}"
             self.close()
             return {}
-        sums = parse_page(page, {s.metric for s in self._mapping.sources})
-        values = {s.series: sums[s.metric] * s.scale for s in self._mapping.sources if s.metric in sums}
+        found = samples(page, {s.metric for s in self._mapping.sources})
+        values = {s.series: _combined(found[s.metric], s) for s in self._mapping.sources if s.metric in found}
         self._present.update(values)
         return values
 
@@ -77,12 +77,22 @@ class EngineSampler:
         return body
 
 
+def _combined(values: list[float], source: MetricSource) -> float:
+    total = sum(values) * source.scale
+    return total / len(values) if source.over is Over.MEAN else total
+
+
 def parse_page(page: str, wanted: set[str]) -> dict[str, float]:
-    """The wanted metrics of a Prometheus text page, each summed over its label sets. NaN samples are left out.
+    """The wanted metrics of a Prometheus text page, each summed over its label sets."""
+    return {name: sum(values) for name, values in samples(page, wanted).items()}
+
+
+def samples(page: str, wanted: set[str]) -> dict[str, list[float]]:
+    """The wanted metrics of a Prometheus text page, a value for each label set. NaN samples are left out.
 
     Source: the Prometheus text exposition format 0.0.4.
     """
-    sums: dict[str, float] = {}
+    found: dict[str, list[float]] = {}
     for line in page.splitlines():
         if not line or line[0] == "#":
             continue
@@ -96,5 +106,5 @@ def parse_page(page: str, wanted: set[str]) -> dict[str, float]:
         except (IndexError, ValueError):
             continue
         if value == value:
-            sums[name] = sums.get(name, 0.0) + value
-    return sums
+            found.setdefault(name, []).append(value)
+    return found

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from qmeter.registry import Registry
-from qmeter.telemetry.base import Sampler
+from qmeter.telemetry.base import Narrowable, Sampler
 
 SAMPLERS: Registry[Sampler] = Registry(
     "sampler",
@@ -20,6 +20,14 @@ SAMPLERS: Registry[Sampler] = Registry(
 )
 
 
-def open_samplers(names: Sequence[str]) -> list[Sampler]:
-    """The named samplers, or every one there is; one that has nothing here still says its gaps."""
-    return [SAMPLERS.create(name) for name in (names or SAMPLERS.names())]
+def open_samplers(names: Sequence[str], gpus: Collection[int] | None = None) -> list[Sampler]:
+    """The named samplers, or every one there is; one that has nothing here still says its gaps.
+
+    Args:
+        gpus: the GPUs whose readings are wanted, by index; ``None``: all. Those that read GPUs read only these.
+    """
+    made = [SAMPLERS.create(name) for name in (names or SAMPLERS.names())]
+    for sampler in made if gpus is not None else ():
+        if isinstance(sampler, Narrowable):
+            sampler.narrow({f"gpu{index}" for index in gpus or ()})
+    return made

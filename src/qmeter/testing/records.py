@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -20,6 +21,7 @@ from qmeter.record import (
     ClientProof,
     Clock,
     EffectiveConfig,
+    Neighbour,
     Provenance,
     Quantity,
     Reason,
@@ -27,8 +29,10 @@ from qmeter.record import (
     RecordKind,
     Verification,
 )
-from qmeter.spec.study import Cell, Study, expand
+from qmeter.spec.study import Cell, Parallelism, Placement, Study, expand
+from qmeter.spec.workload import WorkloadSpec
 from qmeter.store import StudyStore
+from qmeter.study.placement import Member, plan_groups
 from qmeter.testing.cells import MadeServer, made_series, made_tables
 
 
@@ -88,6 +92,34 @@ def made_study(*, rates: tuple[int, ...] = (4, 12, 24, 36), repeats: int = 1, wi
     )
 
 
+PARALLEL_METHODS = ("bf16", "awq-w4a16", "fp8", "w4a8-fp8")
+
+
+def made_parallel_study(
+    *, methods: tuple[str, ...] = PARALLEL_METHODS, rates: tuple[str, ...] = ("4/s", "24/s"), window: str = "8s"
+) -> Study:
+    """A study over TP 1/2/4, PP 2 and DP 2, open and closed loads; on one GPU also side by side."""
+    lengths = {"prompt_tokens": {"kind": "fixed", "tokens": 512}, "output_tokens": {"kind": "fixed", "tokens": 64}}
+    times = {"warmup": "3s", "window": window, "drain": "10s"}
+    laws = [*({"kind": "poisson", "rate": r} for r in rates), {"kind": "closed", "concurrency": 64}]
+    workloads = [
+        WorkloadSpec.model_validate({"name": f"w{k}", "arrivals": law, **lengths, **times})
+        for k, law in enumerate(laws)
+    ]
+    degrees: tuple[dict[str, int], ...] = ({}, {"tp": 2}, {"tp": 4}, {"pp": 2}, {"dp": 2})
+    several = (("tp", "2"), ("tp", "4"), ("pp", "2"), ("dp", "2"))
+    return made_study().model_copy(
+        update={
+            "name": "made-up-parallel",
+            "methods": methods,
+            "parallelism": tuple(Parallelism.model_validate(d) for d in degrees),
+            "placement": tuple(Placement),
+            "exclude": tuple({"placement": "side_by_side", axis: n} for axis, n in several),
+            "workloads": tuple(workloads),
+        }
+    )
+
+
 def made_records(
     study: Study | None = None,
     *,
@@ -104,9 +136,11 @@ def made_records(
         store: where the records and their tables are written too.
     """
     cells = expand(study or made_study())
+    seats = _seats(cells)
     records = []
     for number, cell in enumerate(cells):
         record, tables = _record(cell, METHODS[cell.deployment.method], gpus, kind, spoilt=number == 5)
+        record = record.model_copy(update=seats.get(cell.id, {}))
         if store is not None:
             if tables is not None:
                 record = record.model_copy(update={"files": store.write_tables(cell.id, tables)})
@@ -128,7 +162,7 @@ def _record(
 ) -> tuple[Record, CellTables | None]:
     if cell.deployment.method == "nf4":
         return _failed(cell, kind), None
-    server = _server(method, gpus)
+    server = _spread(_server(method, gpus * cell.deployment.parallelism.devices), cell)
     tables = made_tables(cell.workload, server, seed=cell.seed)
     idle = Quantity.of(120.0 * gpus, "W", n=60) if gpus else Quantity.unknown("W", "no power sensor on this host")
     found = analyse(tables, cell.workload, made_series(server), seed=cell.seed, idle_power=idle)
@@ -160,6 +194,42 @@ def _server(method: MadeMethod, gpus: int) -> MadeServer:
         step_s=base.step_s * method.step,
         load_step_s=base.load_step_s * method.step,
         busy_w=method.busy_w,
+    )
+
+
+def _seats(cells: list[Cell]) -> dict[str, dict[str, Any]]:
+    """GPUs and neighbours of each cell on a host of eight GPUs, where the study uses more than one."""
+    if all(c.deployment.placement is Placement.ALONE and c.deployment.parallelism.devices == 1 for c in cells):
+        return {}
+    seats: dict[str, dict[str, Any]] = {}
+    for group in plan_groups(cells, 8):
+        for member in group.members:
+            others = [m for m in group.members if m is not member]
+            for cell in member.cells:
+                neighbours = tuple(n for m in others for n in _beside(m, cell))
+                seats[cell.id] = {"devices": member.devices, "neighbours": neighbours}
+    return seats
+
+
+def _beside(other: Member, cell: Cell) -> list[Neighbour]:
+    at_once = [c for c in other.cells if (c.workload, c.repeat) == (cell.workload, cell.repeat)]
+    named, devices = other.deployment, other.devices or ()
+    return [Neighbour(deployment_id=named.id, label=named.label, devices=devices, cell_id=c.id) for c in at_once]
+
+
+def _spread(server: MadeServer, cell: Cell) -> MadeServer:
+    """The server over several GPUs: made-up scaling, worse than ideal; 4% slower beside others."""
+    p = cell.deployment.parallelism
+    tensor, stages = p.tp**0.7, 1.06 ** (p.pp - 1)
+    beside = 1.04 if cell.deployment.placement is Placement.SIDE_BY_SIDE else 1.0
+    slow = stages * beside / tensor
+    return replace(
+        server,
+        prefill_s=server.prefill_s * slow,
+        step_s=server.step_s * slow,
+        load_step_s=server.load_step_s * slow / (p.dp * p.pp**0.8),
+        slots=server.slots * p.devices,
+        busy_w=server.busy_w * (1.0 if p.devices == 1 else 0.8),
     )
 
 

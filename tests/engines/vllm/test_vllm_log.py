@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from vllm_pages import make_log, make_page
 
 from qmeter import catalog
-from qmeter.engines.base import Artifact
+from qmeter.engines.base import Artifact, Launch
 from qmeter.engines.verify import verify
 from qmeter.engines.vllm import log
-from qmeter.engines.vllm.adapter import cache_info, effective_config
+from qmeter.engines.vllm.adapter import VllmEngine, cache_info, effective_config
 from qmeter.spec.study import Deployment, EngineRef, ModelRef, Parallelism
+from qmeter.telemetry.prometheus import EngineSampler
 
 GIB = 2**30
 SEEN = [
@@ -152,3 +155,51 @@ def test_types_that_the_kernel_was_configured_with_count_more_than_its_name():
     assert found.verified
     _, wrong = verified("gptq-w4a16", text, make_page())
     assert "activation_type" in {check.name for check in wrong.failed}
+
+
+def dp_log(ranks: int = 2, tp: int = 1, kv_tokens: tuple[str, ...] = ("853,696", "851,200")) -> str:
+    """A start with data-parallel ranks of a dense model, as vLLM 0.25.1 writes it (v1/engine/core.py: each rank is an
+    engine core of its own, and reports ``data_parallel_size=1``)."""
+    text = ""
+    for rank in range(ranks):
+        one = make_log(gib=("14.99",) * tp if tp == 1 else ("7.5",) * tp, tp=tp)
+        text += one.replace("EngineCore pid", f"EngineCore_DP{rank} pid").replace("853,696", kv_tokens[rank])
+    return text
+
+
+def dp_page(blocks: str = "106556", ranks: int = 2) -> str:
+    """Its page: gauges a rank; cache_config_info under each rank's label, with the sum over ranks in it."""
+    page = make_page(blocks=blocks)
+    return page + "".join(page.replace('engine="0"', f'engine="{r}"') for r in range(1, ranks))
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_every_data_parallel_replica_holds_all_the_weights(tp):
+    facts = log.parse(dp_log(tp=tp))
+    assert facts.replicas == 2
+    assert facts.weight_bytes == pytest.approx(2 * 15 * GIB, rel=0.01)
+    effective = effective_config(dp_log(tp=tp), dp_page())
+    shape = catalog.model("llama-3.1-8b")
+    method = catalog.method("bf16")
+    found = verify(deployment("bf16", tp=tp, dp=2), method, shape, Artifact(Path("x"), "synth", ""), effective)
+    assert found.verified, found.failed
+    wrong = verify(deployment("bf16", tp=tp), method, shape, Artifact(Path("x"), "synth", ""), effective)
+    assert [c.name for c in wrong.failed] == ["weight_bytes"]
+
+
+def test_kv_blocks_are_one_replicas_the_smallest_where_the_page_gives_the_sum():
+    assert effective_config(dp_log(), dp_page()).kv_blocks == 851_200 // 16
+    silent = dp_log().replace("GPU KV cache size", "no such line")
+    assert effective_config(silent, dp_page()).kv_blocks == 106556 // 2
+    assert effective_config(make_log(), make_page()).kv_blocks == 53356
+    assert effective_config(dp_log(), dp_page()).properties["replicas"] == "2"
+
+
+def test_counts_of_the_ranks_add_up_and_their_cache_use_does_not():
+    page = dp_page()
+    sampler = EngineSampler(Launch(None, "http://127.0.0.1:1", "m", Path("x")), VllmEngine().metrics_map())
+    sampler._get = lambda path: page
+    values = sampler.read()
+    assert values["engine.running"] == 24.0
+    assert values["engine.generated_tokens"] == 25600.0
+    assert values["engine.kv_use"] == 0.125

@@ -65,5 +65,13 @@ def test_only_steps_of_this_cell_are_read_and_a_torn_line_is_left_out(tmp_path):
     assert np.allclose(steps.start_s, [0.9, 1.0])
 
 
+def test_each_data_parallel_rank_keeps_its_own_steps(tmp_path):
+    (tmp_path / "steps-11-dp0.csv").write_text("1.0,1.5,1,0,10,0,0.1\n")
+    (tmp_path / "steps-12-dp1.csv").write_text("1.2,1.6,2,0,0,2,0.2\n")
+    assert read_steps(tmp_path, 0.0).replica.tolist() == [0, 1]
+    logged(FakeScheduler, StepWriter(tmp_path / "new", rank=3))()
+    assert [path.stem[-4:] for path in (tmp_path / "new").iterdir()] == ["-dp3"]
+
+
 def test_no_log_is_an_empty_table(tmp_path):
     assert len(read_steps(tmp_path, 0.0)) == 0

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from qmeter import catalog
 from qmeter.catalog.scheme import EngineFlags
-from qmeter.engines.base import Artifact, Launch, MetricsMap, MetricSource
+from qmeter.engines.base import Artifact, Launch, MetricsMap, MetricSource, Over
 from qmeter.engines.vllm import log, steplog
 from qmeter.engines.vllm.flags import knob_args, knob_env, parallel_args
 from qmeter.errors import EngineUnavailable, MethodUnsupported
@@ -26,6 +26,8 @@ SYNTH_ARGS = (
     "--load-format", "qmeter_synth", "--worker-extension-cls", "qmeter.sources.synth.inplace.SynthWorker",
 )  # fmt: skip
 QUIET_ENV = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
+SEVERAL_ENV = {"NCCL_NVLS_ENABLE": "0"}
+"""Where there are several GPUs: no NVLink multicast, which hangs or fails on hosts that do not offer it to guests."""
 FORK = "VLLM_WORKER_MULTIPROC_METHOD"
 """``fork`` unless the user's environment says otherwise: the engine process inherits the front end's imports instead
 of repeating them (vLLM itself falls back to ``spawn`` where CUDA was touched)."""
@@ -33,14 +35,16 @@ of repeating them (vLLM itself falls back to ``spawn`` where CUDA was touched)."
 SOURCES = (
     MetricSource("engine.running", "vllm:num_requests_running", "1"),
     MetricSource("engine.waiting", "vllm:num_requests_waiting", "1"),
-    MetricSource("engine.kv_use", "vllm:kv_cache_usage_perc", "1"),
+    MetricSource("engine.kv_use", "vllm:kv_cache_usage_perc", "1", over=Over.MEAN),
     MetricSource("engine.preemptions", "vllm:num_preemptions_total", "1", cumulative=True),
     MetricSource("engine.prefix_hits", "vllm:prefix_cache_hits_total", "token", cumulative=True),
     MetricSource("engine.prefix_queries", "vllm:prefix_cache_queries_total", "token", cumulative=True),
     MetricSource("engine.prompt_tokens", "vllm:prompt_tokens_total", "token", cumulative=True),
     MetricSource("engine.generated_tokens", "vllm:generation_tokens_total", "token", cumulative=True),
 )
-"""vLLM's gauges and counters. It has no gauge of the tokens batched in a step: the step log has them."""
+"""vLLM's gauges and counters, one sample a data-parallel rank. It has no gauge of the tokens batched in a step: the
+step log has them."""
+_RANKS = re.compile(r'^vllm:cache_config_info\{[^\n]*?\bengine="(\d+)"', re.MULTILINE)
 
 KV_TYPES = {
     "auto": None, "bfloat16": "bf16", "float16": "f16", "fp8": "fp8", "fp8_e4m3": "fp8", "fp8_e5m2": "fp8",
@@ -64,7 +68,7 @@ class VllmEngine:
         flags = _flags(deployment)
         ref = deployment.engine
         own = ref.binary is None
-        if own and importlib.util.find_spec("vllm") is None:
+        if own and not artifact.planned and importlib.util.find_spec("vllm") is None:
             raise EngineUnavailable(
                 "vLLM is not installed for this Python", stage="launch",
                 hint="pip install vllm==0.25.1, or name its program in engines[].binary",
@@ -87,6 +91,7 @@ class VllmEngine:
         ]  # fmt: skip
         env = {
             **QUIET_ENV,
+            **(SEVERAL_ENV if deployment.parallelism.devices > 1 else {}),
             **({FORK: os.environ.get(FORK, "fork")} if own else {}),
             **flags.env,
             **knob_env(ref.options),
@@ -130,7 +135,8 @@ def effective_config(text: str, page: str) -> EffectiveConfig:
         "weight_bytes": "log: Model loading took", "kernel": "log: Using/Selected …Kernel for …",
         "weight_type": "log: scheme of the chosen kernel; the model's dtype where none was chosen",
         "activation_type": "log: scheme of the chosen kernel; the model's dtype where none was chosen",
-        "kv_type": "metrics: vllm:cache_config_info cache_dtype", "kv_blocks": "metrics: vllm:cache_config_info",
+        "kv_type": "metrics: vllm:cache_config_info cache_dtype",
+        "kv_blocks": "metrics: vllm:cache_config_info; of several replicas the smallest, by the log",
         "kv_block_tokens": "metrics: vllm:cache_config_info", "token_budget": "log: max_num_batched_tokens",
         "max_model_tokens": "log: max_seq_len", "engine_version": "log: Initializing a V1 LLM engine",
     }  # fmt: skip
@@ -141,7 +147,7 @@ def effective_config(text: str, page: str) -> EffectiveConfig:
         "activation_type": activation,
         "kv_type": kv,
         "kernel": facts.kernel,
-        "kv_blocks": _int(cache.get("num_gpu_blocks")) or _blocks(facts.values.get("kv_tokens"), cache),
+        "kv_blocks": replica_blocks(facts, page),
         "kv_block_tokens": _int(cache.get("block_size")),
         "token_budget": _int(facts.values.get("token_budget")),
         "max_model_tokens": _int(facts.values.get("max_seq_len")),
@@ -149,6 +155,8 @@ def effective_config(text: str, page: str) -> EffectiveConfig:
     properties = {f"log.{name}": value for name, value in facts.values.items()}
     properties |= {f"cache.{name}": value for name, value in cache.items() if value != "None"}
     properties |= {f"kernel.{scheme}": kernel for kernel, scheme in facts.kernels}
+    properties |= {"worker_gib": " ".join(f"{g:g}" for g in facts.worker_gib)} if len(facts.worker_gib) > 1 else {}
+    properties |= {"replicas": str(facts.replicas)} if facts.replicas > 1 else {}
     known = {name: value for name, value in found.items() if value is not None}
     return EffectiveConfig.model_validate(
         {**known, "properties": properties, "sources": {n: s for n, s in sources.items() if n in known}}
@@ -188,10 +196,20 @@ def _steps(launch: Launch, origin_monotonic_s: float) -> Steps:
     return steps
 
 
-def _blocks(tokens: str | None, cache: dict[str, str]) -> int | None:
-    """Blocks by the log's token count, where the page does not tell them."""
-    block, count = _int(cache.get("block_size")), _int((tokens or "").replace(",", ""))
-    return count // block if block and count else None
+def replica_blocks(facts: log.LogFacts, page: str) -> int | None:
+    """KV-cache blocks of one replica, the smallest where there are several.
+
+    vLLM 0.25 puts the **sum** over the data-parallel ranks into ``cache_config_info``'s ``num_gpu_blocks``, under each
+    rank's label; each rank's own size stands in the log.
+    """
+    cache, ranks = cache_info(page), max(len(set(_RANKS.findall(page))), facts.replicas)
+    block, total = _int(cache.get("block_size")), _int(cache.get("num_gpu_blocks"))
+    logged = min(facts.replica_kv_tokens) // block if block and facts.replica_kv_tokens else None
+    if total is None:
+        return logged
+    if ranks == 1:
+        return total
+    return logged if logged and len(facts.replica_kv_tokens) == ranks else total // ranks
 
 
 def _int(text: str | None) -> int | None:

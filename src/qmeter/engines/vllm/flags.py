@@ -38,8 +38,8 @@ KNOBS: dict[str, Callable[[Value], list[str]]] = {
 }
 """Knob → arguments. A knob that is not here goes to vLLM under its own name (``foo_bar: 3`` → ``--foo-bar 3``)."""
 
-ADAPTER_KNOBS = ("step_log",)
-"""Knobs that the adapter itself obeys."""
+ADAPTER_KNOBS = ("step_log", "power_cap_w")
+"""Knobs that vLLM is not told: the adapter obeys the first, ``qmeter tune`` the second."""
 ENV_PREFIX = "env."
 """A knob ``env.VLLM_X`` sets that environment variable; only vLLM's own may be set, and all are recorded."""
 

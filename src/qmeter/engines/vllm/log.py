@@ -31,6 +31,8 @@ _LINES: dict[str, re.Pattern[str]] = {
     "graphs_s": re.compile(r"Graph capturing finished in ([\d.]+) secs"),
     "async_scheduling": re.compile(r"Asynchronous scheduling is (enabled|disabled)"),
 }
+_REPLICA = _LINES["engine_version"]
+_KV_TOKENS = _LINES["kv_tokens"]
 _WEIGHTS = re.compile(r"Model loading took ([\d.]+) GiB")
 _KERNEL = re.compile(r"(?:Using|Selected) (\w*Kernel\w*) for (\w+)")
 _CONFIGURED = re.compile(r"Kernel configured with weights (\S+) and activations (\S+)")
@@ -76,12 +78,17 @@ class LogFacts:
     """What a log says: ``values`` by name, ``kernels`` as (kernel, scheme), ``worker_gib`` of weights a worker.
 
     ``configured``: weight and activation type that the in-place loader saw in the kernel's configuration.
+    ``replicas``: engine cores that said their configuration, one a data-parallel rank. vLLM 0.25 makes each rank of a
+    dense model an engine of its own, whose configuration says ``data_parallel_size=1``.
+    ``replica_kv_tokens``: KV-cache tokens of each.
     """
 
     values: dict[str, str] = field(default_factory=dict)
     kernels: tuple[tuple[str, str], ...] = ()
     worker_gib: tuple[float, ...] = ()
     configured: tuple[str, str] | None = None
+    replicas: int = 1
+    replica_kv_tokens: tuple[int, ...] = ()
 
     @property
     def weight_bytes(self) -> int | None:
@@ -91,8 +98,8 @@ class LogFacts:
         """
         if not self.worker_gib:
             return None
-        sizes = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
-        workers = math.prod(int(self.values.get(name, 1)) for name in sizes)
+        inside = math.prod(int(self.values.get(f"{name}_parallel_size", 1)) for name in ("tensor", "pipeline"))
+        workers = inside * max(self.replicas, int(self.values.get("data_parallel_size", 1)))
         return int(sum(self.worker_gib) / len(self.worker_gib) * workers * _GIB)
 
     @property
@@ -123,7 +130,11 @@ def parse(text: str) -> LogFacts:
     workers = tuple(float(m[1]) for m in _WEIGHTS.finditer(text))
     told = _CONFIGURED.search(text)
     configured = (told[1], told[2]) if told else None
-    return LogFacts(values=values, kernels=tuple(kernels), worker_gib=workers, configured=configured)
+    cached = tuple(int(m[1].replace(",", "")) for m in _KV_TOKENS.finditer(text))
+    return LogFacts(
+        values=values, kernels=tuple(kernels), worker_gib=workers, configured=configured,
+        replicas=max(1, len(_REPLICA.findall(text))), replica_kv_tokens=cached,
+    )  # fmt: skip
 
 
 def failure(text: str) -> EngineError | None:

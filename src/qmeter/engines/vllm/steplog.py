@@ -9,6 +9,7 @@ about 60 bytes a step. Times are CLOCK_MONOTONIC, the clock of every qMeter samp
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -31,16 +32,17 @@ def scheduler(**kwargs: Any) -> Any:
     config = kwargs["vllm_config"].scheduler_config
     base = AsyncScheduler if config.async_scheduling else Scheduler
     folder = os.environ.get(PATH_ENV)
-    return logged(base, StepWriter(Path(folder)))(**kwargs) if folder else base(**kwargs)
+    rank = int(getattr(kwargs["vllm_config"].parallel_config, "data_parallel_index", 0) or 0)
+    return logged(base, StepWriter(Path(folder), rank))(**kwargs) if folder else base(**kwargs)
 
 
 class StepWriter:
-    """Appends step lines to ``steps-<pid>.csv``, unbuffered: what was written survives the engine's end."""
+    """Appends step lines to ``steps-<pid>-dp<rank>.csv``, unbuffered: what was written survives the engine's end."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, rank: int = 0):
         folder.mkdir(parents=True, exist_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        self._fd = os.open(folder / f"steps-{os.getpid()}.csv", flags, 0o644)
+        self._fd = os.open(folder / f"steps-{os.getpid()}-dp{rank}.csv", flags, 0o644)
         self._last_end_s = 0.0
 
     def write(
@@ -93,19 +95,21 @@ def split_tokens(output: Any) -> tuple[int, int]:
 def read_steps(folder: Path, origin_monotonic_s: float) -> Steps:
     """The steps that ended after the origin, in time order, on the cell's clock; empty where there is no log."""
     parts = [_read(path) for path in sorted(folder.glob("steps-*.csv"))]
-    rows = np.concatenate(parts) if parts else np.empty((0, len(COLUMNS)))
+    rows = np.concatenate(parts) if parts else np.empty((0, len(COLUMNS) + 1))
     rows = rows[rows[:, 1] >= origin_monotonic_s]
     rows = rows[np.argsort(rows[:, 0], kind="stable")]
     start, end = rows[:, 0] - origin_monotonic_s, rows[:, 1] - origin_monotonic_s
     counts = rows[:, 2:6].astype(np.int32)
     return Steps(
         start_s=start, duration_s=end - start, running=counts[:, 0], waiting=counts[:, 1],
-        prefill_tokens=counts[:, 2], decode_tokens=counts[:, 3], kv_use=rows[:, 6],
+        prefill_tokens=counts[:, 2], decode_tokens=counts[:, 3], kv_use=rows[:, 6], replica=rows[:, 7].astype(np.int16),
     )  # fmt: skip
 
 
 def _read(path: Path) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """The file's whole lines; a torn last line (the engine was ended while writing) is left out."""
+    """The file's whole lines and, as the last column, the rank in its name; a torn last line is left out."""
     whole = path.read_bytes().rpartition(b"\n")[0].decode()
     rows = [line.split(",") for line in whole.split("\n") if line.count(",") == len(COLUMNS) - 1]
-    return np.array(rows, dtype=np.float64).reshape(-1, len(COLUMNS))
+    table = np.array(rows, dtype=np.float64).reshape(-1, len(COLUMNS))
+    rank = re.search(r"-dp(\d+)$", path.stem)
+    return np.column_stack([table, np.full(len(table), float(rank[1]) if rank else 0.0)])

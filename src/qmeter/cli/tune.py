@@ -1,0 +1,228 @@
+"""``qmeter tune``: search a space of configurations, each measured by the study runner, for what is worth deploying."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+
+from qmeter.cli.tune_measure import Measurer
+from qmeter.cli.tune_view import front_table, show_search
+from qmeter.errors import SpecError, StoreError
+from qmeter.record import Reason
+from qmeter.spec.write import study_yaml
+from qmeter.store import write_atomic
+from qmeter.study.check import check_study
+from qmeter.study.dry_run import plan_study
+from qmeter.tune.advise import Advice, advise
+from qmeter.tune.fidelity import Known, calibrations, screen
+from qmeter.tune.space import Point
+from qmeter.tune.spec import Tuning, load_tune
+from qmeter.tune.terms import require_knowable
+from qmeter.tune.tuner import Tuner
+
+FILE, LOW = "tune.yaml", "low_fidelity.json"
+
+
+def tune(
+    file: Annotated[Path, typer.Argument(metavar="TUNE", help="Tune file (YAML), or a search's folder to go on with.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The search's folder (default: runs/NAME).")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the space and what is known; start nothing.")
+    ] = False,
+    allow_power_cap: Annotated[
+        bool, typer.Option("--allow-power-cap", help="Let the axis power_cap_w cap this host's GPUs.")
+    ] = False,
+    no_report: Annotated[bool, typer.Option("--no-report", help="Write no HTML report.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line instead of a display.")] = False,
+) -> None:
+    """Search method × engine knobs × parallelism for the best trade-offs; go on where an earlier call stopped.
+
+    Ends with the Pareto front, a recommended point with the reason, and deploy.yaml, a study of that point alone.
+    Exit codes: 0 a point keeps every limit; 1 none does; 2 the file is wrong, nothing was started; 3 another error;
+    130 interrupted (the same command goes on).
+    """
+    console = Console(stderr=as_json)
+    if file.is_dir():
+        file, out = file / FILE, file
+    tuning = load_tune(file)
+    warnings = _check(tuning, allow_power_cap)
+    known = _known(tuning, tuning.spec.measure.source) if tuning.spec.measure.kind == "simulator" else None
+    low_source = tuning.spec.low_fidelity.source if tuning.spec.low_fidelity else None
+    low_known = (
+        None if low_source is None else known if known and low_source == known.source else _known(tuning, low_source)
+    )
+    require_knowable(tuning, known)
+    for reason in warnings:
+        console.print(f"[yellow]warning[/] {escape(reason.message)}", soft_wrap=True, highlight=False)
+    folder = out or Path("runs") / tuning.spec.tune
+    if dry_run:
+        low = _low(tuning, low_known, None, console)
+        _print_space(tuning, low, console)
+        return
+    _open(folder, file, tuning)
+    low = _low(tuning, low_known, folder / LOW, console)
+    tuner = Tuner(tuning, folder, low)
+    try:
+        _search(tuner, tuning, folder, known, allow_power_cap, as_json, report=not no_report)
+    except KeyboardInterrupt:
+        typer.echo(f"\nwhat was measured is kept; to go on: qmeter tune {shlex.quote(str(folder))}", err=True)
+        raise
+    advice = advise(tuner)
+    _write_choice(tuning, advice, folder)
+    _tell(tuner, advice, folder, as_json, console)
+    raise typer.Exit(0 if advice.choice else 1)
+
+
+def _search(
+    tuner: Tuner, tuning: Tuning, folder: Path, known: Known | None, allow_power_cap: bool, as_json: bool, *,
+    report: bool,
+) -> None:  # fmt: skip
+    """Ask, measure, tell, until the budget is spent; the report grows with it."""
+    page, written_s, every_s = None, -math.inf, 0.0
+    if report:
+        from qmeter.report.tuning import REFRESH_S, write_tuning
+
+        page, every_s = write_tuning, REFRESH_S
+    with show_search(tuner, as_json) as view:
+        measurer = Measurer(tuning, folder, known, view.study_event, allow_power_cap)
+        while (proposal := tuner.ask()) is not None:
+            view.asked(proposal)
+            outcome = measurer.measure(proposal)
+            tuner.tell(proposal, outcome)
+            view.told(proposal, outcome)
+            if page is not None and time.monotonic() - written_s >= every_s:
+                page(tuner, folder, running=True)
+                written_s = time.monotonic()
+    if page is not None:
+        page(tuner, folder, running=False)
+
+
+def _check(tuning: Tuning, allow_power_cap: bool) -> list[Reason]:
+    """The base study with every method, checked as ``qmeter run`` would (not where a simulation is the measure)."""
+    if "power_cap_w" in tuning.space.axes and tuning.spec.measure.kind == "engine" and not allow_power_cap:
+        raise SpecError("space.power_cap_w: caps change the GPUs for everyone on the host",
+                        faults=[("space.power_cap_w", "pass --allow-power-cap, or leave the axis out")])  # fmt: skip
+    if tuning.spec.measure.kind == "simulator":
+        return []
+    return [w for w in check_study(tuning.all_methods()) if w.kind != "one_repeat"]
+
+
+def _known(tuning: Tuning, source: str | None) -> Known:
+    assert source is not None
+    return calibrations(source, {tuning.space.method_of(p) for p in tuning.space.points})
+
+
+def _open(folder: Path, file: Path, tuning: Tuning) -> None:
+    """The search's folder, with the tune file in it; another search's folder is refused."""
+    text = file.read_text(encoding="utf-8-sig")
+    kept, data = folder / FILE, _with_absolute_paths(yaml.safe_load(text), file.parent, tuning)
+    if kept.exists():
+        if yaml.safe_load(kept.read_text()) != data:
+            raise StoreError(f"{folder} holds another search", hint="choose another folder with --out")
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise StoreError(f"{folder} is not empty and holds no search", hint="choose another folder with --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    unchanged = data == yaml.safe_load(text)
+    write_atomic(kept, text if unchanged else str(yaml.safe_dump(data, sort_keys=False)))
+
+
+def _with_absolute_paths(data: Any, folder: Path, tuning: Tuning) -> Any:
+    """The file's data with paths made absolute, so that the search's folder can be gone on with alone."""
+
+    def absolute(written: str) -> str:
+        path = (folder / written).resolve()
+        return str(path) if path.exists() else written
+
+    if isinstance(data["study"], str):
+        return {**data, "study": absolute(data["study"])}
+    study = dict(data["study"])
+    study["models"] = [m.model_dump(mode="json", exclude_defaults=True) for m in tuning.base.models]
+    workloads = []
+    for given in study["workloads"]:
+        law = given["arrivals"]
+        workloads.append({**given, "arrivals": {**law, "path": absolute(law["path"])}} if "path" in law else given)
+    data = {**data, "study": {**study, "workloads": workloads}}
+    for part in ("low_fidelity", "measure"):
+        if isinstance(source := (data.get(part) or {}).get("source"), str):
+            data[part] = {**data[part], "source": _found(source, folder)}
+    return data
+
+
+def _found(source: str, folder: Path) -> str:
+    """A calibration's source as an absolute path where it is one, from the working directory or the file's folder."""
+    return next((str(p.resolve()) for p in (Path(source), folder / source) if p.exists()), source)
+
+
+def _low(tuning: Tuning, known: Known | None, kept: Path | None, console: Console) -> dict[Point, dict[str, float]]:
+    """The low fidelity's answers, from an earlier call where they are there."""
+    if known is None:
+        return {}
+    points = tuning.space.points
+    if kept is not None and kept.exists():
+        rows = json.loads(kept.read_text())
+        return {p: rows[p.id] for p in points if p.id in rows}
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("simulating the space", total=len(points))
+        found = screen(tuning, known, lambda done, _: progress.update(task, completed=done))
+    if kept is not None:
+        write_atomic(kept, json.dumps({p.id: v for p, v in found.items()}))
+    return found
+
+
+def _print_space(tuning: Tuning, low: dict[Point, dict[str, float]], console: Console) -> None:
+    space = tuning.space
+    console.print(f"[bold]{len(space)} points[/]: " + " × ".join(f"{n} ({len(v)})" for n, v in space.axes.items()))
+    for reason, n in space.excluded.items():
+        console.print(f"  left out: {n}: {escape(reason)}")
+    if low:
+        console.print(f"  the simulator answers for {len(low)} of them")
+    console.print(f"  sampler {tuning.spec.search.sampler}, {tuning.spec.search.evaluations} evaluations")
+    console.print("objectives: " + ", ".join(f"{t.key} ({t.better.value} is better)" for t in tuning.objectives))
+    for t in tuning.limits:
+        console.print(f"limit: {t.key} {'at most' if t.better.value == 'lower' else 'at least'} {t.limit:g} {t.unit}")
+    if tuning.spec.measure.kind == "engine":
+        one = plan_study(tuning.study(space.points[0], 0))
+        minutes = sum(p.seconds for p in one) * tuning.spec.search.evaluations / 60
+        console.print(f"about {minutes:.0f} min (nothing was started)")
+
+
+def _write_choice(tuning: Tuning, advice: Advice, folder: Path) -> None:
+    """``deploy.yaml``: a study of the recommended point, for ``qmeter run``; its ``--dry-run`` shows the command."""
+    if advice.choice is None:
+        return
+    point = advice.choice.standing.measured.point
+    study = tuning.study(point, 0).model_copy(update={"exclude": (), "name": f"{tuning.spec.tune}-deploy"})
+    head = f"# {advice.headline}\n" + "".join(f"# {line}\n" for line in (*advice.why, *advice.caveats))
+    write_atomic(folder / "deploy.yaml", head + study_yaml(study))
+
+
+def _tell(tuner: Tuner, advice: Advice, folder: Path, as_json: bool, console: Console) -> None:
+    if as_json:
+        typer.echo(json.dumps({
+            "event": "search_ended", "evaluations": tuner.done, "headline": advice.headline, "why": advice.why,
+            "caveats": advice.caveats, "deploy": str(folder / "deploy.yaml") if advice.choice else None,
+            "front": [{"point": r.standing.measured.point.as_dict(), "chance": r.standing.chance,
+                       "repeats": r.standing.measured.repeats, "folder": r.folder, "recommended": r.recommended,
+                       "values": {k: q.model_dump(mode="json", exclude_none=True) for k, q in r.values.items()}}
+                      for r in advice.rows],
+        }))  # fmt: skip
+        return
+    console.print(front_table(tuner, advice))
+    console.print(f"[bold]{escape(advice.headline)}[/]", soft_wrap=True)
+    for line in advice.why:
+        console.print(f"  {escape(line)}", soft_wrap=True, highlight=False)
+    for line in advice.caveats:
+        console.print(f"  [yellow]{escape(line)}[/]", soft_wrap=True, highlight=False)
+    if advice.choice:
+        console.print(f"spec: {folder / 'deploy.yaml'}", soft_wrap=True, highlight=False)

@@ -1,0 +1,172 @@
+"""From a spec to the answer: kinds, days, four courses simulated on each day, and what they came to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qmeter.analysis.stats import t_interval
+from qmeter.capacity import Precision
+from qmeter.errors import SpecError
+from qmeter.record import Quantity
+from qmeter.schedule import policies
+from qmeter.schedule.day import Day, make_day
+from qmeter.schedule.evaluate import Outcome, evaluate
+from qmeter.schedule.kinds import BANDS, Choice, choose
+from qmeter.schedule.policies import Course
+from qmeter.schedule.spec import DAY_S, ScheduleSpec
+
+F64 = NDArray[np.float64]
+NAMES = ("static", "reactive", "schedule", "clairvoyant")
+KWH_J = 3.6e6
+YESTERDAY = 1000
+"""Added to the seed for the day that the headroom is found on."""
+PEAK_HOURS_S, CUT, MOST_CUTS = 3 * 3600.0, 0.87, 6
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was found.
+
+    Attributes:
+        days: the simulated days, the first one is drawn. outcomes: policy → one outcome a day, in order of
+            :data:`NAMES`.
+        plan: what can be written down beforehand: goes into the schedule file.
+    """
+
+    spec: ScheduleSpec
+    choice: Choice
+    days: tuple[Day, ...]
+    outcomes: Mapping[str, tuple[Outcome, ...]]
+    plan: Course
+    seconds: float
+
+    def over_days(self, values: Sequence[float], unit: str) -> Quantity:
+        """The mean over the days, with a t interval where there are several."""
+        if len(values) < 2:
+            return Quantity.of(float(values[0]), unit, n=1, why="one simulated day: no interval (raise days)")
+        e = t_interval(values)
+        return Quantity.of(e.value, unit, low=e.low, high=e.high, n=e.n)
+
+    def energy_j(self, name: str) -> Quantity:
+        """Energy of a day."""
+        return self.over_days([o.energy_j for o in self.outcomes[name]], "J")
+
+    def violations(self, name: str) -> Quantity:
+        """Share of requests that broke their SLO."""
+        return self.over_days([o.violations for o in self.outcomes[name]], "1")
+
+    def saving(self, name: str) -> Quantity:
+        """Energy saved over static peak, as a share of it, day by day."""
+        pairs = zip(self.outcomes["static"], self.outcomes[name], strict=True)
+        return self.over_days([1 - o.energy_j / s.energy_j for s, o in pairs], "1")
+
+    def closed(self, name: str) -> Quantity:
+        """Share of the clairvoyant optimum's saving that a policy has, day by day."""
+        rows = zip(self.outcomes["static"], self.outcomes["clairvoyant"], self.outcomes[name], strict=True)
+        values = [(s.energy_j - o.energy_j) / (s.energy_j - c.energy_j) for s, c, o in rows if s.energy_j > c.energy_j]
+        if len(values) < len(self.days):
+            return Quantity.unknown("1", "the clairvoyant optimum saves nothing over static peak on some day")
+        return self.over_days(values, "1")
+
+
+def solve(spec: ScheduleSpec, say: Callable[[str], None] = lambda _: None, precision: Precision | None = None
+          ) -> Answer:  # fmt: skip
+    """Answer a scheduling spec.
+
+    Raises:
+        SpecError: what is asked cannot be, with the field and the way out.
+    """
+    began = time.perf_counter()
+    choice = choose(spec, say, precision)
+    spec = _tightened(spec, choice, say)
+    days: list[Day] = []
+    outcomes: dict[str, list[Outcome]] = {name: [] for name in NAMES}
+    plan: Course | None = None
+    for i in range(spec.days):
+        seed = spec.seed + i
+        say(f"day {i + 1} of {spec.days}: requests")
+        day = make_day(spec, seed, choice.longest_tokens)
+        days.append(day)
+        plan = plan or policies.planned(spec, choice, day)
+        for course in _courses(spec, choice, day, seed, say):
+            say(f"day {i + 1} of {spec.days}: simulating {course.title} over {len(day):,} requests")
+            outcomes[course.name].append(evaluate(spec, choice, day, course))
+    assert plan is not None
+    made = {name: tuple(found) for name, found in outcomes.items()}
+    return Answer(spec, choice, tuple(days), made, plan, time.perf_counter() - began)
+
+
+def _tightened(spec: ScheduleSpec, choice: Choice, say: Callable[[str], None]) -> ScheduleSpec:
+    """The spec with the headroom at which a day like those to come, but none of them, keeps its promises at its peak.
+
+    A replica's capacity was found with arrivals of its own; the day's classes share replicas, and traces are burstier.
+    """
+    seen = make_day(spec, spec.seed + YESTERDAY, choice.longest_tokens)
+    top_s = float(seen.peak_hz.sum(axis=0).argmax()) * spec.slot
+    inside = (seen.at_s >= top_s - PEAK_HOURS_S / 2) & (seen.at_s < top_s + PEAK_HOURS_S / 2)
+    peak = replace(seen, **{k: getattr(seen, k)[inside] for k in ("at_s", "prompt", "output", "group")})
+    for _ in range(MOST_CUTS):
+        say(f"headroom {spec.headroom:.2f}: simulating the peak of a day before")
+        course = policies.clairvoyant(spec, choice, seen, gap=0.02)
+        found = evaluate(spec, choice, peak, course)
+        over = [b - (1 - c.slo.percentile) for b, c in zip(found.by_class, spec.classes, strict=True)]
+        if max(over) <= 0:
+            break
+        cut = spec.model_copy(update={"headroom": spec.headroom * CUT})
+        try:
+            policies.static_peak(cut, choice, seen)
+        except SpecError:
+            break  # the fleet has no more room: the courses say what breaks
+        spec = cut
+    return spec
+
+
+def _courses(spec: ScheduleSpec, choice: Choice, day: Day, seed: int, say: Callable[[str], None]) -> list[Course]:
+    out = []
+    makers: dict[str, Callable[[], Course]] = {
+        "static peak": lambda: policies.static_peak(spec, choice, day),
+        "reactive autoscaling": lambda: policies.reactive(spec, choice, day),
+        "rolling schedule": lambda: policies.rolling(spec, choice, day, seed),
+        "clairvoyant optimum": lambda: policies.clairvoyant(spec, choice, day),
+    }
+    for title, make in makers.items():
+        say(f"optimising: {title}")
+        began = time.perf_counter()
+        made = make()
+        out.append(replace(made, seconds=time.perf_counter() - began))
+    return out
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """A course by slot, for pictures: replicas of each kind, shape (slots, kinds), and the power that the kinds' curves
+    give for the day's mean rates, devices with nothing loaded included, shape (slots,)."""
+
+    at_s: F64
+    replicas: F64
+    power_w: F64
+
+
+def timeline(spec: ScheduleSpec, choice: Choice, day: Day, course: Course) -> Timeline:
+    """Mean replicas and expected power in each slot."""
+    slots = spec.slots
+    fine = max(1, round(spec.slot / 60.0))
+    at = (np.arange(slots * fine) + 0.5) * DAY_S / (slots * fine)
+    row = np.searchsorted(course.at_s, at, side="right") - 1
+    n = course.n[row].astype(np.float64)
+    slot = (at / spec.slot).astype(np.int64)
+    inverse = np.array([[1 / r if r > 0 else 0.0 for r in k.capacity_hz] for k in choice.kinds])
+    work = np.einsum("tck,kc,ct->tk", course.shares[row], inverse, day.mean_hz[:, slot])
+    watts = np.zeros(len(at))
+    for k, kind in enumerate(choice.kinds):
+        load = np.divide(work[:, k], n[:, k], out=np.zeros(len(at)), where=n[:, k] > 0)
+        watts += n[:, k] * np.interp(load, BANDS, kind.power_w)
+        watts -= n[:, k] * kind.devices * choice.off_w[kind.device]
+    watts += sum(f.count * choice.off_w[name] for name, f in spec.fleet.items())
+    replicas = n.reshape(slots, fine, -1).mean(axis=1)
+    return Timeline(policies.slot_times(spec), replicas, watts.reshape(slots, fine).mean(axis=1))

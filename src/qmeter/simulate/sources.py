@@ -1,0 +1,46 @@
+"""Where calibrations come from: a file, or the records of a study's folder or a profile, fitted on the spot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from qmeter.errors import AnalysisError
+from qmeter.record import Record
+from qmeter.simulate.calibrate import calibrate, device_of
+from qmeter.simulate.calibration import Calibration, find, load_calibrations
+from qmeter.simulate.validate import by_deployment
+from qmeter.store import open_results
+
+
+def calibrations_of(source: str, **wanted: str | None) -> list[Calibration]:
+    """Calibrations in ``source`` that match the given deployment fields (model, shape, method, engine, device).
+
+    Args:
+        source: a file that ``qmeter calibrate-model`` wrote, a study's folder, or a profile's name. Of records, only
+            the deployments asked for are fitted.
+
+    Raises:
+        AnalysisError: the file is none, no deployment matches, or its records cannot be fitted.
+        StoreError: there is no such folder or profile.
+    """
+    if Path(source).is_file():
+        return find(load_calibrations(Path(source)), **wanted)
+    results = open_results(source)
+    groups = by_deployment(results.records())
+    asked = {k: v for k, v in wanted.items() if v is not None}
+    picked = [g for g in groups if all(named(g[0])[k] == v for k, v in asked.items())]
+    if not picked:
+        known = sorted({f"{n['model']}/{n['method']}/{n['engine']}" for n in (named(g[0]) for g in groups)})
+        raise AnalysisError(
+            f"{source} has no valid measured deployment with {', '.join(f'{k} {v}' for k, v in asked.items()) or 'it'}",
+            hint=f"there are: {', '.join(known) or 'none'}",
+        )
+    return [calibrate(group, results.tables) for group in picked]
+
+
+def named(record: Record) -> Mapping[str, str]:
+    """The deployment fields that calibrations are found by."""
+    d = record.cell["deployment"]
+    return {"model": d["model"]["name"], "shape": d["model"]["shape"], "method": d["method"],
+            "engine": d["engine"]["name"], "device": device_of(record)}  # fmt: skip

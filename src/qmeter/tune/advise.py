@@ -1,0 +1,182 @@
+"""What to deploy from a search's front: the recommended point for the limits given, and why, in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qmeter.analysis.metrics import metric
+from qmeter.record import Quantity
+from qmeter.tune.noise import Noise, Standing
+from qmeter.tune.problem import Term
+from qmeter.tune.tuner import Tuner
+
+
+@dataclass(frozen=True)
+class FrontRow:
+    """One point of the front as a reader gets it."""
+
+    standing: Standing
+    values: Mapping[str, Quantity]
+    folder: str
+    recommended: bool = False
+    equals: tuple[str, ...] = ()
+    """Labels of points of the same method that noise does not tell from it: knobs that made no difference."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The end of a search.
+
+    Attributes:
+        rows: the front, best first by the first objective; the recommended one is marked.
+        choice: what to deploy, or ``None`` where no point kept every limit.
+        headline, why: in words; caveats: what a reader must know.
+        unsettled: points that may or may not be on the front: repeats would tell.
+    """
+
+    rows: tuple[FrontRow, ...]
+    choice: FrontRow | None
+    headline: str
+    why: tuple[str, ...]
+    caveats: tuple[str, ...]
+    unsettled: tuple[Standing, ...]
+
+
+def advise(tuner: Tuner) -> Advice:
+    """The front with intervals, the knee, and the reason."""
+    noise, found = tuner.noise(), tuner.standings()
+    front = [s for s in found if s.on_front]
+    unsettled = tuple(s for s in found if 0.05 < s.chance < 0.95)
+    caveats = _caveats(tuner, noise, unsettled)
+    if not front:
+        return Advice((), None, "No point kept every limit", tuple(_nearest(tuner, found)), caveats, unsettled)
+    folded = _folded(tuner, front)
+    knee = folded[_knee([s.measured.losses[: len(tuner.tuning.objectives)] for s, _ in folded])][0]
+    rows = [_row(tuner, noise, s, s is knee, equals) for s, equals in folded]
+    first = tuner.tuning.objectives[0]
+    rows.sort(key=lambda r: float(r.standing.measured.losses[tuner.terms.index(first)]))
+    choice = next(r for r in rows if r.recommended)
+    return Advice(tuple(rows), choice, f"Deploy {choice.standing.measured.point.label}",
+                  tuple(_why(tuner, choice, rows)), caveats, unsettled)  # fmt: skip
+
+
+def _knee(losses: Sequence[np.ndarray]) -> int:
+    """The point nearest the ideal, each objective scaled by its range over the front."""
+    table = np.array(losses)
+    low, span = table.min(axis=0), np.maximum(np.ptp(table, axis=0), 1e-9)
+    return int(np.argmin((((table - low) / span) ** 2).sum(axis=1)))
+
+
+def _folded(tuner: Tuner, front: Sequence[Standing]) -> list[tuple[Standing, tuple[str, ...]]]:
+    """The front with points of one method that noise does not tell apart folded into the surest of them."""
+    m, space = len(tuner.tuning.objectives), tuner.tuning.space
+    kept: list[tuple[Standing, list[str]]] = []
+    for s in sorted(front, key=lambda s: (-s.measured.repeats, -s.chance)):
+        for other, equals in kept:
+            apart = np.abs(s.measured.losses - other.measured.losses)[:m]
+            same = space.method_of(s.measured.point) == space.method_of(other.measured.point)
+            if same and np.all(apart <= 2 * np.hypot(s.measured.errors, other.measured.errors)[:m]):
+                equals.append(s.measured.point.label)
+                break
+        else:
+            kept.append((s, []))
+    return [(s, tuple(equals)) for s, equals in kept]
+
+
+def _row(tuner: Tuner, noise: Noise, standing: Standing, recommended: bool, equals: tuple[str, ...]) -> FrontRow:
+    point = standing.measured.point
+    runs = next(e for e in tuner.evaluated() if e.point == point)
+    last = runs.good[-1].values
+    values = {t.key: noise.interval(standing.measured, t, last[t.key]) for t in tuner.terms}
+    return FrontRow(standing, values, runs.runs[0][0].folder, recommended, equals)
+
+
+def _why(tuner: Tuner, choice: FrontRow, rows: Sequence[FrontRow]) -> list[str]:
+    out = []
+    kept = [f"{_named(t)} {_shown(choice.values[t.key])} (limit {_limit(t)})" for t in tuner.tuning.limits]
+    if kept:
+        out.append(f"It keeps every limit: {'; '.join(kept)}.")
+    trade = []
+    for term in tuner.tuning.objectives:
+        j = tuner.terms.index(term)
+        best = min(rows, key=lambda r, j=j: float(r.standing.measured.losses[j]))  # type: ignore[misc]
+        mine, other = choice.values[term.key], best.values[term.key]
+        if best is choice:
+            trade.append(f"best {_named(term)} of the front ({_shown(mine)})")
+        elif mine.value and other.value:
+            off = abs(mine.value / other.value - 1)
+            trade.append(f"{_named(term)} {_shown(mine)}, {off:.0%} off the best ({_shown(other)})")
+    out.append(f"Of {len(rows)} points on the front it is the knee, nearest to the best of everything at once: "
+               f"{'; '.join(trade)}.")  # fmt: skip
+    if choice.equals:
+        out.append(f"{len(choice.equals)} other settings of the same method measured the same within noise: the knobs "
+                   "that differ make no difference at this load.")  # fmt: skip
+    chance = choice.standing.chance
+    out.append(f"It is on the front with {chance:.0%} certainty after {choice.standing.measured.repeats} "
+               f"measurement{'s' if choice.standing.measured.repeats > 1 else ''}.")  # fmt: skip
+    return out
+
+
+def _nearest(tuner: Tuner, found: Sequence[Standing]) -> list[str]:
+    """Which limits stand in the way, and the point that comes nearest."""
+    if not found:
+        kinds: dict[str, int] = {}
+        for e in tuner.evaluated():
+            for _, o in e.runs:
+                kind = o.kind or "an objective stayed unknown"
+                kinds[kind] = kinds.get(kind, 0) + 1
+        said = ", ".join(f"{n} × {k}" for k, n in kinds.items()) or "nothing was measured"
+        return [f"No point gave numbers for every objective and limit: {said}.",
+                "Look into the evaluations' folders, or leave the objective that stays unknown out."]  # fmt: skip
+    bounds = tuner.bounds()
+    over = [(s, max(float(s.measured.losses[j]) - most for j, most in bounds)) for s in found]
+    best = min(over, key=lambda pair: pair[1])[0]
+    words = [f"{_named(tuner.terms[j])} at {_value(tuner.terms[j], float(best.measured.losses[j]))}, limit "
+             f"{_limit(tuner.terms[j])}" for j, most in bounds if best.measured.losses[j] > most]  # fmt: skip
+    return [f"The nearest, {best.measured.point.label}, breaks {' and '.join(words)}.",
+            "Relax that limit, lower the load, or widen the space."]  # fmt: skip
+
+
+def _caveats(tuner: Tuner, noise: Noise, unsettled: Sequence[Standing]) -> tuple[str, ...]:
+    out = []
+    if noise.points and noise.freedom < 3:
+        out.append("few points were measured twice: intervals come from within single runs, and miss what differs "
+                   "from run to run")  # fmt: skip
+    if unsettled:
+        out.append(f"{len(unsettled)} points may or may not be on the front: more repeats would tell")
+    lost = sum(o.failure is not None for e in tuner.evaluated() for _, o in e.runs)
+    if lost:
+        out.append(f"{lost} evaluations failed; what was learned: {'; '.join(tuner.lessons) or 'where not to look'}")
+    if tuner.tuning.spec.measure.kind == "simulator":
+        out.append("every value is simulated: measure the chosen point before you deploy it")
+    return tuple(out)
+
+
+def _named(term: Term) -> str:
+    return f"{metric(term.name).label} ({term.workload})"
+
+
+def _value(term: Term, loss: float) -> str:
+    return _shown(Quantity.of(term.value(loss), term.unit))
+
+
+def _limit(term: Term) -> str:
+    return _shown(Quantity.of(term.limit or 0.0, term.unit))
+
+
+def _shown(q: Quantity) -> str:
+    """Three digits and a unit a person reads."""
+    if q.value is None:
+        return "unknown"
+    if q.unit == "s":
+        return f"{q.value * 1e3:.3g} ms" if q.value < 1 else f"{q.value:.3g} s"
+    if q.unit == "B":
+        return f"{q.value / 1e9:.3g} GB"
+    unit = {"1": "", "J/token": " J/token", "token/s": " token/s", "1/s": "/s"}.get(q.unit, f" {q.unit}")
+    return f"{q.value:.3g}{unit}"
+
+
+shown = _shown

@@ -1,0 +1,149 @@
+"""GIVEN made-up records over several GPUs, WHEN they are reported, THEN speed-up and neighbours show."""
+
+from __future__ import annotations
+
+import csv
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qmeter.analysis.interference import interference, ratio
+from qmeter.analysis.points import key_of
+from qmeter.analysis.summary import StudySummary, summarise
+from qmeter.record import Quantity, Record
+from qmeter.report import parallelism, write_report
+from qmeter.report.palette import REFERENCE, styles
+from qmeter.report.pictures import all_labels
+from qmeter.report.words import advice
+from qmeter.testing.records import made_parallel_study, write_made_study
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    study = made_parallel_study(methods=("bf16", "fp8"), rates=("6/s",), window="4s")
+    return write_made_study(tmp_path_factory.mktemp("parallel") / "study", study).folder
+
+
+@pytest.fixture(scope="module")
+def records(folder: Path) -> list[Record]:
+    from qmeter.store import StudyStore
+
+    return StudyStore(folder).records()
+
+
+@pytest.fixture(scope="module")
+def summary(records: list[Record]) -> StudySummary:
+    return summarise(records, reference="bf16")
+
+
+def test_alone_and_side_by_side_are_never_one_point(summary: StudySummary, records: list[Record]) -> None:
+    keys = {d.key for d in summary.deployments}
+    for method in ("bf16", "fp8"):
+        assert {k.beside for k in keys if k.method == method and not k.parallelism} == {False, True}
+    for d in summary.deployments:
+        for p in d.points:
+            mine = [r for r in records if r.cell_id in p.cells]
+            assert {bool(r.neighbours) for r in mine} == {d.key.beside}
+    assert not any(c.deployment.key.beside for r in summary.recommendations for c in r.candidates)
+    assert not any(p.key.beside for s in summary.pareto for p in s.points)
+
+
+def test_more_gpus_are_not_recommended_where_fewer_keep_the_slo(summary: StudySummary) -> None:
+    (open_loop, *_) = [r for r in summary.recommendations if "Poisson" in r.family]
+    assert open_loop.choice is not None and open_loop.choice.deployment.key.gpus == 1
+    assert "on 1 GPU (" in " ".join(advice(open_loop).why)
+
+
+def test_neighbours_cost_what_was_made_up(summary: StudySummary, records: list[Record]) -> None:
+    found = interference(summary.deployments, records)
+    assert len(found) >= 3
+    for one in found:
+        assert one.overlap.value == pytest.approx(1.0)
+        assert one.ratios["tpot_mean_s"].value == pytest.approx(1.04, abs=0.05)
+        assert one.neighbours == (("fp8",) if one.beside.key.method == "bf16" else ("bf16",))
+
+
+def test_a_pair_that_hardly_overlapped_is_no_measure(summary: StudySummary, records: list[Record]) -> None:
+    late = [
+        r.model_copy(update={"clock": r.clock.model_copy(update={"origin_unix_s": r.clock.origin_unix_s + 5.0})})
+        if r.clock and r.neighbours and r.cell["deployment"]["method"] == "fp8"
+        else r
+        for r in records
+    ]
+    for one in interference(summary.deployments, late):
+        assert one.overlap.value is not None and one.overlap.value < 0.9
+        assert not one.ratios["tpot_mean_s"].known
+        assert "ran for only" in (one.ratios["tpot_mean_s"].why or "")
+    gone = [r for r in records if not (r.neighbours and r.cell["deployment"]["method"] == "fp8")]
+    assert all(not i.overlap.known for i in interference(summary.deployments, gone) if i.beside.key.method == "bf16")
+
+
+def test_speed_up_counts_from_each_methods_fewest_gpus(summary: StudySummary) -> None:
+    looks = styles(*all_labels(summary))
+    made = parallelism.scaling_charts(summary, looks)
+    assert any("Speed-up of TPOT" in c.title for c in made) and any("output rate" in c.title for c in made)
+    rows = {r["label"]: r for c in made if "TPOT" in c.title for r in c.rows}
+    assert rows["bf16"]["y"] == 1.0
+    assert rows["bf16 tp4"]["y"] > rows["bf16 tp2"]["y"] > 1.3
+    assert rows["bf16 pp2"]["kind"] == "pipeline" and rows["bf16 dp2"]["kind"] == "data"
+    # without the cells on one GPU, the speed-up of TP 4 is against TP 2, not against nothing
+    tensor = tuple(d for d in summary.deployments if d.key.parallelism in ("tp2", "tp4"))
+    fewer = replace(summary, deployments=tensor)
+    rows = {r["label"]: r for c in parallelism.scaling_charts(fewer, looks) if "TPOT" in c.title for r in c.rows}
+    assert rows["bf16 tp2"]["y"] == 1.0 and rows["bf16 tp4"]["base"] == 2
+
+
+def test_the_matrix_divides_by_gpus_and_by_energy(summary: StudySummary) -> None:
+    whole, per_gpu, per_kj = parallelism.matrices(summary)[:3]
+    assert whole.table.columns == ("Method", "one GPU", "tp2 (2 GPUs)", "dp2 (2 GPUs)", "pp2 (2 GPUs)", "tp4 (4 GPUs)")
+    row = dict(zip(whole.table.columns, next(r for r in whole.table.rows if r[0] == "bf16"), strict=True))
+    each = dict(zip(per_gpu.table.columns, next(r for r in per_gpu.table.rows if r[0] == "bf16"), strict=True))
+
+    def number(text: str) -> float:
+        found = re.match(r"[\d.]+", text)
+        assert found, text
+        return float(found[0])
+
+    assert number(each["tp4 (4 GPUs)"]) == pytest.approx(number(row["tp4 (4 GPUs)"]) / 4, rel=0.02)
+    assert all("req/kJ" in c or "SLO" in c or "not measured" in c for r in per_kj.table.rows for c in r[1:])
+
+
+def test_an_unknown_power_leaves_the_kilojoule_unknown_with_its_reason() -> None:
+    found = ratio(Quantity.of(3.0, "1/s"), Quantity.unknown("W", "gpu1 is silent"))
+    assert found.value is None and found.why == "gpu1 is silent"
+    made = ratio(Quantity.of(3.0, "1", low=2.7, high=3.3), Quantity.of(2.0, "1", low=1.9, high=2.1))
+    assert made.value == 1.5 and made.low is not None and 1.3 < made.low < 1.35
+
+
+def test_the_page_has_the_section_and_its_tables(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qmeter.report.write.write_pictures", lambda *_: None)  # slow, and tested elsewhere
+    page = write_report(folder, tmp_path / "out")
+    text = page.read_text()
+    assert 'id="parallelism"' in text and "Side by side against alone" in text
+    assert text.count("Goodput a GPU under the SLO") >= 1
+    with open(next((tmp_path / "out" / "tables").glob("matrix-0-*.csv"))) as file:
+        assert next(csv.reader(file))[0] == "Method"
+    with open(tmp_path / "out" / "tables" / "neighbours.csv") as file:
+        rows = list(csv.reader(file))
+    assert rows[0][3] == "Beside" and len(rows) > 2
+
+
+def test_methods_keep_their_colour_over_parallelisms() -> None:
+    names = ["bf16", "fp8", "bf16 tp2", "fp8 tp2"]
+    looks = {s.name: s for s in styles(names, ["bf16", "bf16 tp2"], ["bf16", "fp8", "bf16", "fp8"])}
+    assert looks["fp8"].colour == looks["fp8 tp2"].colour != REFERENCE == looks["bf16 tp2"].colour
+    assert looks["fp8"].shape != looks["fp8 tp2"].shape
+
+
+def test_a_study_for_any_device_is_keyed_by_the_device_it_ran_on(records: list[Record]) -> None:
+    def on(gpu: str) -> str:
+        deployment = {**records[0].cell["deployment"], "device": "auto"}
+        host = {**records[0].provenance.host, "gpus": [{"name": gpu}]}
+        provenance = records[0].provenance.model_copy(update={"host": host})
+        cell = {**records[0].cell, "deployment": deployment}
+        return key_of(records[0].model_copy(update={"cell": cell, "provenance": provenance})).device
+
+    assert on("NVIDIA H200") == "h200" and on("NVIDIA H100 80GB HBM3") == "h100-sxm"
+    assert on("Some Card") == "Some Card"
