@@ -23,7 +23,7 @@ from qmeter.store import StudyStore
 from qmeter.study.runner import run_study
 
 LIMIT = 0.10
-ITEMS, RATE_HZ, PROMPT_TOKENS, OUTPUT_TOKENS = 200, 8.0, 52, 12
+ITEMS, RATE_HZ, PROMPT_TOKENS, OUTPUT_TOKENS = 200, 4.0, 52, 12
 
 
 def study(repeats: int) -> Study:

@@ -1,10 +1,11 @@
 """The physics form against a public table of measured H100 runs (dense Llama and Qwen rows).
 
-    python benchmarks/simulate/physics_reference.py TABLE.csv [--efficiencies FILE.json] [--json]
+    python benchmarks/simulate/physics_reference.py TABLE.csv [--calibrations FILE.json] [--json]
 
 TABLE.csv: backend, model_path, precision, isl, osl, batch_size, tp_size, silicon_ttft_ms, silicon_tpot_ms. Each row is
 simulated as a closed loop of its batch size; the first rounds, which begin all at once, are left out. The efficiencies
-are the library's or a file's (fitted on one's own records).
+are those of a calibration file (``qmeter calibrate-model h200-8b-grid -o FILE.json``: one H200, one model), or
+the library's own.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 
 from qmeter.catalog import device, model
 from qmeter.errors import AnalysisError
+from qmeter.simulate.carry import load_physics
 from qmeter.simulate.fast import simulate
 from qmeter.simulate.load import SimLoad
 from qmeter.simulate.physics import Efficiencies, Placement, kv_blocks, step_model
@@ -98,10 +100,10 @@ def summary(found: list[dict[str, object]]) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("table", type=Path)
-    parser.add_argument("--efficiencies", type=Path)
+    parser.add_argument("--calibrations", type=Path, help="file of 'qmeter calibrate-model'")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    e = Efficiencies(**json.loads(args.efficiencies.read_text())) if args.efficiencies else Efficiencies()
+    e = load_physics(args.calibrations).efficiencies if args.calibrations else Efficiencies()
     found = summary(errors(rows(args.table), e))
     if args.json:
         print(json.dumps({"efficiencies": asdict(e), "errors": found}))

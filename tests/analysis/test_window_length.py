@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from qmeter.analysis import window_length as w
-from qmeter.record import Telemetry, Window
+from qmeter.analysis.energy import device_energy, grouped
+from qmeter.record import Record, Telemetry, Window
 from qmeter.store.profile import open_results
 from qmeter.study.check import open_study_text
 from qmeter.study.findings import HostFacts
@@ -33,11 +34,16 @@ def warned(window: str, arrivals: str = "{kind: poisson, rate: 22/s}", extra: st
     return {warning.kind: warning for warning in warnings}
 
 
-def test_the_scatter_is_what_the_shipped_profile_shows() -> None:
+@pytest.fixture(scope="module")
+def measured() -> list[tuple[Record, Telemetry]]:
     profile = open_results("h200-8b-grid")
+    return [(record, profile.tables(record).telemetry) for record in profile.records()]
+
+
+def test_the_scatter_is_what_the_shipped_profile_shows(measured: list[tuple[Record, Telemetry]]) -> None:
     cells = defaultdict(list)
-    for record in profile.records():
-        cells[record.cell["workload"]["name"]].append((profile.tables(record).telemetry, record.window))
+    for record, telemetry in measured:
+        cells[record.cell["workload"]["name"]].append((telemetry, record.window))
     found = {name: w.scatter(some) or 0.0 for name, some in cells.items()}
     open_loads = [found[name] for name in ("idle", "light", "medium", "heavy")]
     assert w.SCATTER["open"] == pytest.approx(max(open_loads), rel=0.03)
@@ -96,3 +102,17 @@ def test_repeats_whose_arrivals_alone_would_differ_are_told() -> None:
 
 def test_no_reading_no_scatter() -> None:
     assert w.scatter([(Telemetry.empty(), Window(start_s=0, end_s=1, method="m", stationary=True))]) is None
+
+
+def test_power_averaged_by_the_driver_agrees_in_every_shipped_cell(measured: list[tuple[Record, Telemetry]]) -> None:
+    known = 0
+    for record, telemetry in measured:
+        assert record.window is not None
+        found = device_energy("gpu0", grouped(telemetry), record.series, record.window)
+        averaged, instant = found.checks["averaged_ratio"], found.checks["integrated_ratio"]
+        assert instant.known
+        known += averaged.known
+        assert averaged.value is None or averaged.value == pytest.approx(1.0, abs=0.014)
+        for warning in found.warnings:
+            assert averaged.value is None or "power averaged over each second gives" in warning.message
+    assert known == 53

@@ -13,6 +13,12 @@ from qmeter.spec.load import load_study
 from qmeter.testing.deployments import made_calibration
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "plan"
+SMALL = """qmeter: 1
+name: x
+classes: [{name: a, rate: 200/s, prompt_tokens: {kind: fixed, tokens: 100}, output_tokens: {kind: fixed, tokens: 40},
+  slo: {ttft: 300ms, tpot: 14ms}}]
+fleet: [{source: SOURCE, price_usd_h: 2, count: 1}]
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,7 +37,7 @@ def planned(tmp_path_factory):
     text = (EXAMPLES / "plan.yaml").read_text()
     short = folder / "plan.yaml"
     short.write_text(re.sub(r"methods: \[.*\]", "methods: [fp8, fp8-kv8]", text))
-    code = _run(["plan", str(short), "-o", str(folder / "out")])
+    code = _run(["plan", str(short), "--no-what-if", "-o", str(folder / "out")])
     return code, folder / "out"
 
 
@@ -44,7 +50,7 @@ def test_the_day_is_planned_and_the_page_stands_alone(planned):
         "http://www.w3.org/2000/svg",
         "http://www.w3.org/1999/xlink",
     }
-    assert page.count("<svg") == 2 and "Promises" in page and "Alternatives" in page
+    assert page.count("<svg") == 1 and "Promises" in page and "simulated, not measured" in page
     assert (out / "pools.svg").stat().st_size > 1000
 
 
@@ -58,7 +64,20 @@ def test_what_it_writes_can_be_run(planned):
     studies = [load_study(out / p["study"]) for p in spec["pools"]]
     assert {s.methods[0] for s in studies} <= {"fp8", "fp8-kv8"}
     assert all(s.engines[0].options["max_sequences"] == 256 for s in studies)
-    assert _run(["run", str(out / spec["pools"][0]["study"]), "--dry-run"]) == 0
+    assert all(s.workloads[0].arrivals.kind == "trace" for s in studies), "the pool's own mixture"
+    assert all(p["command"].startswith("vllm serve") for p in spec["pools"])
+    assert _run(["run", str(out / spec["pools"][0]["study"]), "--dry-run", "--gpus", "1", "--device", "h200"]) == 0
+
+
+def test_alternatives_have_their_picture(tmp_path):
+    source = save([made_calibration(), made_calibration("<b>fp8</b>", speed=1.5)], tmp_path / "c.json")
+    path = tmp_path / "plan.yaml"
+    path.write_text(SMALL.replace("SOURCE", str(source)).replace("count: 1", "count: 9"))
+    assert _run(["plan", str(path), "-o", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "plan.html").read_text()
+    assert page.count("<svg") == 2 and "Alternatives" in page
+    assert "<b>fp8" not in page and "&lt;b&gt;fp8" in page, "names are escaped"
+    assert "calibration file" in (tmp_path / "out" / "deployment.yaml").read_text()
 
 
 def test_floors_example_as_json(capsys):
@@ -71,12 +90,7 @@ def test_floors_example_as_json(capsys):
 
 def test_exit_codes(tmp_path, capsys):
     source = save([made_calibration()], tmp_path / "c.json")
-    text = """qmeter: 1
-name: x
-classes: [{name: a, rate: 200/s, prompt_tokens: {kind: fixed, tokens: 100}, output_tokens: {kind: fixed, tokens: 40},
-  slo: {ttft: 300ms, tpot: 14ms}}]
-fleet: [{source: SOURCE, price_usd_h: 2, count: 1}]
-""".replace("SOURCE", str(source))
+    text = SMALL.replace("SOURCE", str(source))
     path = tmp_path / "plan.yaml"
     path.write_text(text)
     assert _run(["plan", str(path)]) == 1

@@ -53,6 +53,15 @@ def test_calibrate_then_simulate(calibrations, capsys):
     assert tpot["low"] < tpot["value"] < tpot["high"]
 
 
+def test_a_sweep_over_cores_answers_as_one_by_one(calibrations, capsys):
+    argv = ["simulate", calibrations, "--rate", "2/s", "--rate", "4/s", "--prompt-tokens", "50-600", "--output-tokens",
+            "20-150", "--window", "4s", "--draws", 3, "--json"]  # fmt: skip
+    answers = [run(capsys, *argv, "--spread", spread) for spread in ("here", "cores")]
+    assert [code for code, _, _ in answers] == [0, 0] and answers[0][1] == answers[1][1]
+    code, _, err = run(capsys, *argv, "--spread", "corse")
+    assert code == 2 and "cores" in err
+
+
 def test_a_table_for_people(calibrations, capsys):
     code, out, _ = run(capsys, "simulate", calibrations, "--concurrency", 8, "--prompt-tokens", "50-600",
                        "--output-tokens", "20-150", "--window", "5s", "--draws", 3, "--ttft", "500ms")  # fmt: skip

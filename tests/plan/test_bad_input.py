@@ -73,6 +73,16 @@ def test_a_price_where_cost_is_least(plan_text):
     assert "electricity.carbon_g_kwh" in found
 
 
+def test_devices_are_priced_and_counted_once(plan_text):
+    listed = "devices: {h200: {count: 3, price_usd_h: 2}}"
+    found, _ = faults(plan_text(one(), more=listed, fleet="count: 3"))
+    assert "devices.h200 counts this device for all entries" in found["fleet[0].count"]
+    found, _ = faults(plan_text(one(), more="devices: {h100-sxm: {price_usd_h: 2}}", fleet="models: [llama-3.1-8b]"))
+    assert "or in devices.h200" in found["fleet[0].price_usd_h"]
+    found, _ = faults(plan_text(one(), more="devices: {h200: {count: 0, price_usd_h: 2}}", fleet="engines: [vllm]"))
+    assert "the fleet is empty" in found["devices"]
+
+
 def test_an_slo_below_the_zero_load_latency(plan_text):
     found, error = faults(plan_text(one(slo="{ttft: 3ms, tpot: 14ms}")))
     assert "below the zero-load TTFT of every deployment; the lowest is 0.0" in found["classes[0].slo.ttft"]

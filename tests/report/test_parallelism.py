@@ -16,6 +16,7 @@ from qmeter.record import Quantity, Record
 from qmeter.report import parallelism, write_report
 from qmeter.report.palette import REFERENCE, styles
 from qmeter.report.pictures import all_labels
+from qmeter.report.words import advice
 from qmeter.testing.records import made_parallel_study, write_made_study
 
 
@@ -47,6 +48,12 @@ def test_alone_and_side_by_side_are_never_one_point(summary: StudySummary, recor
             assert {bool(r.neighbours) for r in mine} == {d.key.beside}
     assert not any(c.deployment.key.beside for r in summary.recommendations for c in r.candidates)
     assert not any(p.key.beside for s in summary.pareto for p in s.points)
+
+
+def test_more_gpus_are_not_recommended_where_fewer_keep_the_slo(summary: StudySummary) -> None:
+    (open_loop, *_) = [r for r in summary.recommendations if "Poisson" in r.family]
+    assert open_loop.choice is not None and open_loop.choice.deployment.key.gpus == 1
+    assert "on 1 GPU (" in " ".join(advice(open_loop).why)
 
 
 def test_neighbours_cost_what_was_made_up(summary: StudySummary, records: list[Record]) -> None:

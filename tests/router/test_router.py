@@ -122,6 +122,37 @@ def test_a_429_of_every_replica_reaches_the_client_with_its_retry_after() -> Non
     run(body)
 
 
+def test_a_503_of_the_only_replica_is_waited_out() -> None:
+    """An engine whose core died answers 503 until it is started again: requests that come meanwhile must not fail."""
+
+    async def body() -> None:
+        from qmeter.router.health import watch
+
+        a = Upstream("503")
+        limits = LIMITS.model_copy(update={"queue_timeout": 5.0})
+        async with routed(limits, ONE, a=a) as (url, board, metrics):
+            watching = asyncio.create_task(watch(board, limits))
+            asking = [asyncio.create_task(ask(url)) for _ in range(3)]
+            await asyncio.sleep(0.05)
+            a.behave = "sick"
+            await asyncio.sleep(0.5)
+            assert not any(task.done() for task in asking)
+            a.behave = "ok"
+            assert {(await task)[0] for task in asking} == {200} and metrics.outcomes() == {"ok": 3}
+            watching.cancel()
+
+    run(body)
+
+
+def test_a_503_that_lasts_reaches_the_client_with_a_retry_after() -> None:
+    async def body() -> None:
+        async with routed(LIMITS, ONE, a=Upstream("503")) as (url, _, _):
+            status, text, headers = await ask(url)
+            assert status == 503 and "said 503" in text and headers["Retry-After"] == "1"
+
+    run(body)
+
+
 def test_a_clients_own_fault_is_passed_on_and_not_retried() -> None:
     async def body() -> None:
         a, b = Upstream("400"), Upstream("400")

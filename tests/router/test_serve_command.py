@@ -65,7 +65,7 @@ def test_switching_and_a_kill_on_the_embedded_engine(tmp_path: Path) -> None:
     done = subprocess.run(program, capture_output=True, text=True, timeout=170)
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"minutes"')]
     assert done.returncode == 0, done.stdout + done.stderr
-    assert lines[-1]["slot_changes"] >= 2 and set(lines[-1]["ends"]) <= {"ok", "error event"}
+    assert lines[-1]["slot_changes"] >= 1 and set(lines[-1]["ends"]) <= {"ok", "error event"}
     assert len(lines[-1]["kills"]) >= 1 and set(lines[-1]["by"]) == {"f16", "w8a16"}
     children = psutil.Process().children(recursive=True)
     assert not [p for p in children if "qmeter.engines.openvino" in " ".join(p.cmdline())]

@@ -16,21 +16,22 @@ from qmeter.schedule.spec import ScheduleSpec, _broken_rules
 from qmeter.spec.read import read_text
 from qmeter.testing.deployments import made_calibration
 
-METHODS = {"bf16": (1.0, 1.0, 60.0), "fp8": (1.5, 0.9, 50.0), "awq-w4a16": (1.8, 0.8, 40.0)}
+METHODS = {"bf16": (0.015, 1.0, 60.0), "fp8": (0.021, 0.9, 50.0), "awq-w4a16": (0.025, 0.8, 40.0)}
+"""Method → speed, power, start in s. Slow, so that few requests make a fleet of several replicas."""
 SCORE = {"bf16": 0.70, "fp8": 0.695, "awq-w4a16": 0.67}
 
 TEXT = """
 qmeter_scheduling: 1
 name: made
 records: made
-fleet: {h200: {count: 6, off_power: 40, load_power: 150}}
+fleet: {h200: {count: 8, off_power: 40, load_power: 150}}
 slot: 1h
 classes:
   - name: chat
-    rate: 8/s
+    rate: 3/s
     prompt_tokens: {kind: uniform, low: 50, high: 300}
     output_tokens: {kind: uniform, low: 20, high: 60}
-    slo: {ttft: 300ms, tpot: 16ms, percentile: 0.9}
+    slo: {ttft: 16s, tpot: 1100ms, percentile: 0.9}
     quality: {score: 0.685}
 quality:
   methods:

@@ -35,8 +35,8 @@ def test_it_equals_exhaustive_search(seed: int) -> None:
 
 
 def two() -> tuple:
-    fine = kind("bf16", (5.0,), (80, 250, 280, 300), quality={"score": 0.70})
-    coarse = kind("awq-w4a16", (9.0,), (80, 200, 220, 240), quality={"score": 0.66})
+    fine = kind("bf16", (5.0,), (80, 230, 270, 300), quality={"score": 0.70})
+    coarse = kind("awq-w4a16", (9.0,), (80, 180, 215, 240), quality={"score": 0.66})
     return fine, coarse
 
 

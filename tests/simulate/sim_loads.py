@@ -59,4 +59,8 @@ def cases(draw, prefix=False):
         spacing_s=draw(st.sampled_from([0.0, 0.003])),
     )
     host = draw(st.sampled_from([(0.0, 0.0, 0.0), (0.0084, 0.025, 0.002), (0.004, 0.03, 0.0025), (0.02, 0.02, 0.001)]))
-    return made, rules, model(seats, rules.token_budget, draw(st.none() | st.integers(0, 99)), host)
+    front = {
+        "output_seq_s": draw(st.sampled_from([0.0, 1e-4, 2e-3])),
+        "input_each_s": draw(st.sampled_from([0.0, 7e-4])),
+    }
+    return made, rules, model(seats, rules.token_budget, draw(st.none() | st.integers(0, 99)), host, **front)

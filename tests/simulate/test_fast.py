@@ -8,9 +8,9 @@ from sim_loads import cases, constant, load, model
 
 from qmeter.errors import AnalysisError
 from qmeter.simulate import fast, reference
-from qmeter.simulate.kernel import run_seconds, steps_until
 from qmeter.simulate.load import SimLoad
 from qmeter.simulate.rules import Rules
+from qmeter.simulate.runs import run_seconds, steps_until
 from qmeter.simulate.steptime import Pipeline
 
 ANY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])

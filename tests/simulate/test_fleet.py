@@ -1,5 +1,7 @@
 """Fleets: routing, replicas that come, go and fail, and what must hold whatever happens."""
 
+import sys
+
 import numpy as np
 import pytest
 from sim_loads import load, model
@@ -135,3 +137,23 @@ def test_ray_is_an_extra():
     except ImportError:
         with pytest.raises(MissingExtra, match="ray"):
             list(RayTasks().map(square, [1]))
+
+
+def test_ray_gets_one_task_an_item_and_answers_in_order(monkeypatch):
+    """GIVEN a stand-in for ray THEN the same seam gives what the other ways give."""
+    import types
+
+    calls = []
+
+    def remote(function):
+        def task(item):
+            calls.append(item)
+            return lambda: function(item)
+
+        return types.SimpleNamespace(remote=task)
+
+    fake = types.SimpleNamespace(is_initialized=lambda: False, init=lambda **_: calls.append("init"), remote=remote,
+                                 get=lambda reference: reference())  # fmt: skip
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    assert list(RayTasks().map(square, range(5))) == [0, 1, 4, 9, 16]
+    assert calls == ["init", 0, 1, 2, 3, 4]

@@ -70,7 +70,7 @@ def test_weights_that_cannot_fit_are_a_warning_since_the_cell_is_recorded_as_fai
         .replace("[f16, w8a8]", "[bf16, awq-w4a16]")
     )
     warnings = open_study_text(text + "device: a100-80g\n", "t.yaml", HOST)[1]
-    assert [w.kind for w in warnings] == ["does_not_fit"]
+    assert [w.kind for w in warnings if not w.kind.startswith(("short_energy", "repeats_differ"))] == ["does_not_fit"]
     assert "bf16" in warnings[0].message and "80.0 GiB" in warnings[0].message
 
 

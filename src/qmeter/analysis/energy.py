@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -20,6 +20,8 @@ from qmeter.record import Quantity, Reason, SeriesInfo, Telemetry, Window
 
 CROSS_CHECK = 0.02
 """Counter and integrated power must agree within this share."""
+AVERAGED_S = 1.0
+"""NVML's averaged power is the mean of this long before its reading (Ampere and newer). Units: s."""
 EDGE_GAP_S = 1.0
 """Longest stretch without a reading at an edge of the window."""
 BATCHES = 10
@@ -109,13 +111,15 @@ def integrated_j(t_s: F64, power_w: F64, window: Window) -> float | str:
 
 @dataclass(frozen=True)
 class DeviceEnergy:
-    """One device's energy over the window: the quantity, and the cumulative curve behind it where there is one."""
+    """One device's energy over the window: the quantity, the cumulative curve behind it where there is one, checks."""
 
     name: str
     energy: Quantity
     bound_j: float
     curve: Counter | None
     warnings: tuple[Reason, ...]
+    checks: Mapping[str, Quantity] = field(default_factory=dict)
+    """``integrated_ratio`` and ``averaged_ratio``: integrated instant and averaged power over the counter's energy."""
 
 
 def device_energy(name: str, series: Series, info: Sequence[SeriesInfo], window: Window) -> DeviceEnergy:
@@ -137,21 +141,45 @@ def device_energy(name: str, series: Series, info: Sequence[SeriesInfo], window:
     if read.mended:
         message = f"{key} stepped back {read.mended} times (wrap or reset); bridged with the mean power"
         warnings.append(Reason(kind="energy_counter_reset", stage="analyse", message=message))
+    checks = _checks(name, series, info, window, energy)
     if not isinstance(integral, str) and energy > 0 and abs(integral / energy - 1) > CROSS_CHECK:
-        warnings.append(_disagreement(name, energy, integral, _reading_noise(*series[power_key], window)))
+        noise = _reading_noise(*series[power_key], window)
+        warnings.append(_disagreement(name, energy, integral, noise, checks["averaged_ratio"]))
     why = f"bound from the counter's refresh period of {read.refresh_s * 1000:.0f} ms"
     quantity = Quantity.of(energy, "J", low=max(0.0, energy - bound), high=energy + bound, why=why)
-    return DeviceEnergy(name, quantity, bound, read, tuple(warnings))
+    return DeviceEnergy(name, quantity, bound, read, tuple(warnings), checks)
 
 
-def _disagreement(name: str, energy: float, integral: float, noise: float) -> Reason:
+def _checks(
+    name: str, series: Series, info: Sequence[SeriesInfo], window: Window, energy: float
+) -> dict[str, Quantity]:
+    """Both integrals of power over the counter's energy, which should be 1."""
+    out = {}
+    for check, key, lag_s in (
+        ("integrated_ratio", f"{name}.power_w", 0.0),
+        ("averaged_ratio", f"{name}.average_power_w", AVERAGED_S / 2),
+    ):
+        if key not in series:
+            out[check] = Quantity.unknown("1", f"{key}: {reason(key, info)}")
+            continue
+        t_s, power_w = series[key]
+        found = integrated_j(t_s - lag_s, power_w, window)
+        if isinstance(found, str) or energy <= 0:
+            out[check] = Quantity.unknown("1", found if isinstance(found, str) else "no energy in the window")
+        else:
+            out[check] = Quantity.of(found / energy, "1", n=int(np.count_nonzero(np.diff(power_w)) + 1))
+    return out
+
+
+def _disagreement(name: str, energy: float, integral: float, noise: float, averaged: Quantity) -> Reason:
     off = integral / energy - 1
+    other = "" if averaged.value is None else f"; power averaged over each second gives {averaged.value - 1:+.1%}"
     chance = "which the spread of the power readings explains" if abs(off) <= 2 * noise else "beyond their spread"
     return Reason(
         kind="energy_cross_check",
         stage="analyse",
         message=f"{name}: integrated power gives {off:+.1%} against the energy counter "
-        f"({integral:.4g} J, {energy:.4g} J), {chance} (standard error {noise:.1%}); "
+        f"({integral:.4g} J, {energy:.4g} J), {chance} (standard error {noise:.1%}){other}; "
         f"they must agree within {CROSS_CHECK:.0%}",
         hint="lengthen the window (reading power faster than the driver refreshes it tells no more), "
         "or look for another job on the device",
@@ -217,6 +245,7 @@ def energy_metrics(
     cpu = device_energy("cpu", series, info, window)
     parts = gpus or [cpu]
     out = {f"{d.name}.energy_j": d.energy for d in [*gpus, cpu]}
+    out |= {f"{d.name}.{check}": q for d in gpus for check, q in d.checks.items()}
     warnings = [w for d in [*gpus, cpu] for w in d.warnings]
     total = _summed(parts, gpu=bool(gpus))
     out["energy_j"] = total

@@ -1,4 +1,7 @@
-"""Which method to serve with: SLO, then quality, then goodput, energy a token and memory; ties are called ties."""
+"""Which method to serve with: SLO, then quality, then goodput, energy a token and memory; ties are called ties.
+
+Where candidates take different numbers of GPUs, goodput counts a GPU: what one does not need, a replica can use.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from enum import StrEnum
 from functools import partial
 
 from qmeter.analysis.compare import Relation, bounds, relation
+from qmeter.analysis.energy import scaled
 from qmeter.analysis.metrics import Better
 from qmeter.analysis.points import Deployment, Point, SLOVerdict, stand
 from qmeter.record import Quantity
@@ -36,6 +40,7 @@ class Criterion(StrEnum):
 
     SLO = "slo"
     QUALITY = "quality"
+    PER_GPU = "per_gpu"
     GOODPUT = "goodput_hz"
     THROUGHPUT = "throughput_tok_s"
     ENERGY = "j_per_output_token"
@@ -64,12 +69,15 @@ class Candidate:
             return self.deployment.memory["weight_bytes"]
         if self.point is None:
             return Quantity.unknown("1", "no load point")
+        if criterion is Criterion.PER_GPU:
+            rate = self.point.get("goodput_hz" if self.point.slo else "throughput_tok_s")
+            return scaled(rate, 1 / self.deployment.key.gpus, rate.unit)
         return self.point.get(criterion.value)
 
     def stands(self, other: Candidate, criterion: Criterion) -> Relation:
         """How it stands to another candidate on a criterion."""
         better = _BETTER[criterion]
-        if criterion is Criterion.MEMORY or self.point is None or other.point is None:
+        if criterion in (Criterion.MEMORY, Criterion.PER_GPU) or self.point is None or other.point is None:
             return relation(self.value(criterion), other.value(criterion), better)
         family = self.point.family
         peers = [[p for p in c.deployment.points if p.family == family] for c in (self, other)]
@@ -115,6 +123,7 @@ class Recommendation:
 
 
 _BETTER = {
+    Criterion.PER_GPU: Better.HIGHER,
     Criterion.GOODPUT: Better.HIGHER,
     Criterion.THROUGHPUT: Better.HIGHER,
     Criterion.ENERGY: Better.LOWER,
@@ -155,6 +164,8 @@ def recommend(
     elif left and not judged:
         caveats.append("quality is unknown for every candidate, so nothing here says what the method costs in answers")
     first = Criterion.GOODPUT if slo else Criterion.THROUGHPUT
+    if len({c.deployment.key.gpus for c in left}) > 1:  # twice the goodput of twice the GPUs is no gain
+        first = Criterion.PER_GPU
     order, steps = _ranked(left, [first, Criterion.ENERGY, Criterion.MEMORY, Criterion.LATENCY])
     steps = (Step(Criterion.SLO, len(found), sum(c.point is not None for c in found)), *steps)
     groups = order or [[]]
@@ -262,6 +273,7 @@ def _caveats(choice: Candidate | None, slo: SLO | None, steps: Sequence[Step]) -
 
 
 _WORDS = {
+    Criterion.PER_GPU: "goodput a GPU",
     Criterion.SLO: "the SLO",
     Criterion.QUALITY: "quality",
     Criterion.GOODPUT: "goodput",

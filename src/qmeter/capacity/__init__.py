@@ -12,7 +12,7 @@ All of it is deterministic by seed. Pricing, choosing and scheduling are the dec
 
 from qmeter.capacity.offer import Offer, Supply, lower_is_better, offer_of, with_knobs
 from qmeter.capacity.pool import Pool, Served
-from qmeter.capacity.source import fitted, fitted_physics, offers, qualities, quality_by_method
+from qmeter.capacity.source import deployments, fitted, fitted_physics, offers, qualities, quality_by_method
 from qmeter.capacity.sustain import Capacity, Kept, LoadPoint, Precision, kept, lower_bound, sustain
 from qmeter.capacity.traffic import ClassLoad, Drawn, Empirical, LengthLaw, Mix, Sample, sample
 
@@ -31,6 +31,7 @@ __all__ = [
     "Sample",
     "Served",
     "Supply",
+    "deployments",
     "fitted",
     "fitted_physics",
     "kept",

@@ -78,13 +78,22 @@ class Pool:
     router: str = "least-loaded"
 
     @classmethod
-    def of(cls, offer: Offer, replicas: int = 1, *, draw: int | None = None, seed: int = 0) -> Pool:
-        """``replicas`` of an offer. ``draw``: bootstrap draw (``None``: the fit); ``seed``: of step noise and draw."""
+    def of(
+        cls, offer: Offer, replicas: int = 1, *, draw: int | None = None, seed: int = 0, noises: Pool | None = None
+    ) -> Pool:
+        """``replicas`` of an offer.
+
+        Args:
+            draw: bootstrap draw; ``None``: the fit.
+            seed: of step noise and draw.
+            noises: a pool of the same offer and size whose streams of noise the other replicas take over (quicker).
+        """
         c = offer.calibration
         first = c.step_model(draw, seed)
-        others = [c.step_model(None, seed + 7919 * k) for k in range(1, min(replicas, NOISES))]
-        noises = [replace(first, noise_decode=m.noise_decode, noise_mixed=m.noise_mixed) for m in others]
-        return cls(c.scheduler(), (first, *noises), replicas, c.energy is not None)
+        others = noises.models[1:] if noises else [
+            c.step_model(None, seed + 7919 * k) for k in range(1, min(replicas, NOISES))]  # fmt: skip
+        streams = [replace(first, noise_decode=m.noise_decode, noise_mixed=m.noise_mixed) for m in others]
+        return cls(c.scheduler(), (first, *streams), replicas, c.energy is not None)
 
     @property
     def model(self) -> StepModel:

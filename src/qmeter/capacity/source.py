@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from qmeter import __version__
 from qmeter.capacity.offer import Offer, Supply, offer_of
 from qmeter.errors import AnalysisError
 from qmeter.record import CellStatus, Quantity, Record
-from qmeter.simulate.calibrate import calibrate
+from qmeter.simulate.calibrate import calibrate, device_of
 from qmeter.simulate.calibration import Calibration, load_calibrations, save
 from qmeter.simulate.carry import fit_records, load_physics, physics_data
 from qmeter.simulate.physics import PhysicsFit
@@ -22,6 +23,7 @@ from qmeter.store import open_results
 from qmeter.store.folder import StudyStore
 from qmeter.store.profile import Profile
 
+AXES = ("device", "model", "method", "engine")
 KEPT = ("*.json", "*.jsonl", "*.parquet", "cells/*/*.parquet")
 Progress = Callable[[str], None]
 
@@ -30,6 +32,7 @@ def offers(
     source: str | Path,
     supply: Mapping[str, Supply] | None = None,
     *,
+    only: Mapping[str, Collection[str]] | None = None,
     cache: Path | None = None,
     on_fit: Progress | None = None,
 ) -> list[Offer]:
@@ -39,6 +42,7 @@ def offers(
         source: a profile's name, a study's or profile's folder, or a file that ``qmeter calibrate-model`` wrote (which
             has no start times and no quality).
         supply: device name → price, count and power limit of one device; a device without a row has none of them.
+        only: axis of :data:`AXES` → names; deployments with another name are neither fitted nor offered.
         cache: folder for fitted calibrations, by content of records and fitting code; default: the user's cache.
         on_fit: told the name of each deployment before it is fitted (seconds each; nothing is fitted twice).
 
@@ -50,9 +54,9 @@ def offers(
     path = Path(source)
     if path.is_file():
         return [offer_of(c, prices.get(str(c.deployment["device"])), source=str(source))
-                for c in load_calibrations(path)]  # fmt: skip
+                for c in load_calibrations(path) if _wanted(c.deployment, only)]  # fmt: skip
     results = open_results(str(source))
-    records = results.records()
+    records = [r for r in results.records() if _wanted(named(r), only)]
     by_id = {group[0].deployment_id: group for group in by_deployment(records)}
     found = []
     for c in fitted(results, records, cache=cache, on_fit=on_fit):
@@ -61,6 +65,28 @@ def offers(
         found.append(offer_of(c, prices.get(str(c.deployment["device"])), load_s=_launch(group),
                               quality=qualities(group), weight_bytes=weights, source=str(source)))  # fmt: skip
     return found
+
+
+def deployments(source: str | Path) -> list[dict[str, str]]:
+    """Device, model, method and engine of every deployment of a source; nothing is fitted.
+
+    Raises:
+        UnknownName, AnalysisError: as :func:`offers`.
+    """
+    if Path(source).is_file():
+        return [{a: str(c.deployment[a]) for a in AXES} for c in load_calibrations(Path(source))]
+    return [named(group[0]) for group in by_deployment(open_results(str(source)).records())]
+
+
+def named(record: Record) -> dict[str, str]:
+    """Device, model, method and engine of a record's deployment."""
+    d = record.cell["deployment"]
+    return {"device": device_of(record), "model": d["model"]["name"], "method": d["method"],
+            "engine": d["engine"]["name"]}  # fmt: skip
+
+
+def _wanted(names: Mapping[str, Any], only: Mapping[str, Collection[str]] | None) -> bool:
+    return all(str(names[axis]) in wanted for axis, wanted in (only or {}).items())
 
 
 def fitted(
@@ -75,22 +101,24 @@ def fitted(
     Raises:
         AnalysisError: none can be calibrated; the message is of the first.
     """
-    folder = cache or default_cache()
-    kept = folder / f"{content_hash(results.folder)}.json"
-    if kept.is_file():
-        return load_calibrations(kept)
-    made, faults = [], []
+    folder, name = cache or default_cache(), content_hash(results.folder)
+    made: list[Calibration] = []
+    faults = []
     for group in by_deployment(records):
+        kept = folder / f"{name}-{group[0].deployment_id}.json"
+        if kept.is_file():
+            made += load_calibrations(kept)
+            continue
         if on_fit:
             on_fit("/".join((group[0].cell["deployment"]["model"]["name"], group[0].cell["deployment"]["method"])))
         try:
             made.append(calibrate(group, cached(results.tables)))
+            _keep(made[-1:], kept)
         except AnalysisError as error:
             faults.append(error)
     if not made:
         raise faults[0] if faults else AnalysisError(f"{results.folder} has no valid measured record",
                                                      hint="run the study first: qmeter run")  # fmt: skip
-    _keep(made, kept)
     return made
 
 

@@ -159,7 +159,9 @@ def sustain(
         return Capacity(offer.name, mix, Quantity.of(0.0, "1/s", why=words), (idle,), words, replicas,
                         lonely_s=least[1])  # fmt: skip
     notes = _covered(offer, pool, requests, rate, allow_extrapolation)
-    found = [search.highest(Pool.of(offer, replicas, draw=d, seed=seed), near=rate)[0] for d in range(draws)]
+    found = [
+        search.highest(Pool.of(offer, replicas, draw=d, seed=seed, noises=pool), near=rate)[0] for d in range(draws)
+    ]
     points = [_idle_point(offer)] + [search.point(pool, rate, f) for f in (FRACTIONS if curve else (1.0,))]
     return Capacity(offer.name, mix, _interval(rate, found), tuple(points), binds, replicas, tuple(found), notes)
 

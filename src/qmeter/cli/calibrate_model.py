@@ -149,9 +149,14 @@ def _rows(rows: list[Comparison]) -> Table:
 
 def _scores(rows: list[Comparison]) -> Table:
     table = Table(
-        "metric", "cells", "mean error", "median", "worst", "intervals held", title="errors on held-out loads"
-    )
+        "metric", "cells", "mean error", "median", "worst", "between loads", "repeats' floor", "intervals held",
+        title="errors on held-out loads",
+    )  # fmt: skip
     for s in scores(rows):
         table.add_row(s.metric, str(s.cells), f"{s.mean_error:.1%}", f"{s.median_error:.1%}", f"{s.worst:.1%}",
-                      f"{s.coverage:.0%}")  # fmt: skip
+                      _share(s.inner_error), _share(s.floor), f"{s.coverage:.0%}")  # fmt: skip
     return table
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"

@@ -14,8 +14,9 @@ from rich.table import Table
 from qmeter.errors import SpecError
 from qmeter.record import Quantity
 from qmeter.simulate.calibration import Calibration
-from qmeter.simulate.predict import DRAWS, Prediction, predict
+from qmeter.simulate.predict import DRAWS
 from qmeter.simulate.sources import calibrations_of
+from qmeter.simulate.sweep import Answer, Question, sweep
 from qmeter.spec.workload import WorkloadSpec
 
 SHOWN = ("ttft_p50_s", "ttft_p99_s", "tpot_mean_s", "tpot_p99_s", "e2e_p50_s", "throughput_tok_s", "goodput_hz",
@@ -44,6 +45,9 @@ def simulate(
     as_device: Annotated[str | None, typer.Option("--as-device", help="Carry to this device by the physics.")] = None,
     as_model: Annotated[str | None, typer.Option("--as-model", help="Carry to this catalog model.")] = None,
     devices: Annotated[int, typer.Option("--devices", min=1, help="With --as-...: tensor-parallel degree.")] = 1,
+    spread: Annotated[
+        str, typer.Option("--spread", help="Predictions one by one (here), over cores, or ray.")
+    ] = "here",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a prediction.")] = False,
 ) -> None:
     """Predict latencies, goodput, energy and power with 90% intervals; refuse what the calibration does not cover."""
@@ -57,22 +61,16 @@ def simulate(
         _workload(a, common | (carried or lengths)) for a, carried in _arrivals(rate or [], concurrency or [], trace)
     ]
     console = Console(stderr=as_json)
-    found = []
+    questions = [Question(c, w, seed, draws, extrapolate) for c in calibrations for w in workloads]
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("simulating", total=len(calibrations) * len(workloads) * max(draws, 1))
-        for c in calibrations:
-            for workload in workloads:
-                progress.update(task, description=f"{c.label} · {workload.name}")
-                found.append(
-                    predict(c, workload, seed=seed, draws=draws, allow_extrapolation=extrapolate,
-                            on_draw=lambda *_: progress.advance(task))
-                )  # fmt: skip
+        task = progress.add_task(f"simulating {len(questions)} predictions", total=len(questions))
+        found = sweep(questions, spread, on_answer=lambda *_: progress.advance(task))
     if as_json:
         for p in found:
             typer.echo(json.dumps(_data(p)))
         return
     for workload in workloads:
-        console.print(_table(workload, [p for p in found if p.workload is workload]))
+        console.print(_table(workload, [p for p in found if p.workload == workload]))
     for moved in dict.fromkeys(f"{p.calibration.label}: {p.calibration.extrapolated}" for p in found
                                if p.calibration.extrapolated):  # fmt: skip
         console.print(f"[yellow]extrapolated[/] {moved}", soft_wrap=True, highlight=False)
@@ -128,7 +126,7 @@ def _workload(arrivals: dict[str, Any], rest: dict[str, Any]) -> WorkloadSpec:
         raise SpecError("the load is not valid", faults=faults) from error
 
 
-def _data(p: Prediction) -> dict[str, Any]:
+def _data(p: Answer) -> dict[str, Any]:
     numbers = {**p.metrics, **p.energy}
     return {
         "kind": "simulated",
@@ -140,7 +138,7 @@ def _data(p: Prediction) -> dict[str, Any]:
     }
 
 
-def _table(workload: WorkloadSpec, found: list[Prediction]) -> Table:
+def _table(workload: WorkloadSpec, found: list[Answer]) -> Table:
     table = Table("metric", *(p.calibration.label for p in found), title=f"{workload.name}: simulated, 90% intervals")
     numbers = [{**p.metrics, **p.energy} for p in found]
     for name in SHOWN:

@@ -31,6 +31,7 @@ class Traits:
         attached: it attaches to a URL and is not started.
         program: a study may name its program (``binary``).
         parallel: degrees of parallelism that it takes.
+        predicted: nothing runs, so the catalog's flags do not bind it: its calibration says what it knows.
         cold_start_s, start_s: launch to ready, the first in a lease and later ones, as seen so far; estimates of a
             dry run where no record tells better. Units: s.
     """
@@ -44,6 +45,7 @@ class Traits:
     attached: bool = False
     program: bool = False
     parallel: frozenset[str] = frozenset()
+    predicted: bool = False
     cold_start_s: float = 30.0
     start_s: float = 30.0
 
@@ -92,6 +94,7 @@ TRAITS: dict[str, Traits] = {
         "qmeter.engines.simulated:SimulatedEngine",
         "predicted from engines[].options.calibration; nothing is started",
         gpus=Gpus.NONE,
+        predicted=True,
         parallel=frozenset({"tp", "pp", "dp"}),
         cold_start_s=0.0,
         start_s=0.0,

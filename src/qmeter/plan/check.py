@@ -20,7 +20,8 @@ LARGEST_POOL = 16
 FRESH = 4
 REQUESTS = 8000
 LIGHT = 0.5
-"""Below this share of a pool's capacity a period is simulated once; above it, with every fresh seed."""
+"""Below this share of a pool's capacity a period is simulated once, briefly; above it, with every fresh seed."""
+BRIEF = 2000
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class PoolLimit:
         pool, period: which.
         rate_hz: what each replica gets. found: what it would sustain, with calibration draws where asked.
         factor: sustained / asked; below 1 the pool is too full.
+        linear: sustained / what the linear rule gives for this mixture.
     """
 
     pool: int
@@ -53,6 +55,7 @@ class PoolLimit:
     rate_hz: float
     found: Capacity
     factor: float
+    linear: float
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ def limits(
             offer, mix, replicas=int(min(plan.replicas[pool], LARGEST_POOL)), seed=seed, draws=draws, near=each,
             curve=False, precision=precision, allow_extrapolation=spec.extrapolate,
         )  # fmt: skip
-        out.append(PoolLimit(int(pool), period, each, found, held(found, spec.certainty) / each))
+        factor = held(found, spec.certainty) / each
+        out.append(PoolLimit(int(pool), period, each, found, factor, factor * float(fill[period])))
     return out
 
 
@@ -131,6 +135,9 @@ def watch(spec: PlanSpec, table: Table, plan: Solution, *, seed: int, fresh: int
     count = 0
     for pool in np.flatnonzero(plan.replicas):
         fill = fullness(table, flow, int(pool)) / plan.replicas[pool]
+        offer = table.choices[table.pools[pool].choice].offer
+        replicas = int(min(plan.replicas[pool], LARGEST_POOL))
+        ready = [Pool.of(offer, replicas, seed=seed + run) for run in range(fresh)]
         for t in range(periods):
             if flow[:, pool, t].sum() <= 0:
                 idle = table.choices[table.pools[pool].choice].offer.idle_w.value
@@ -143,7 +150,10 @@ def watch(spec: PlanSpec, table: Table, plan: Solution, *, seed: int, fresh: int
                     met.setdefault((key[0], t, key[2]), []).extend(x for x in met[key] if x[2] == pool)
                 continue
             for run in range(fresh if fill[t] > LIGHT else 1):
-                shares, watts, n = _period(table, plan, int(pool), flow[:, pool, t], seed + run)
+                each = REQUESTS if fill[t] > LIGHT else BRIEF
+                shares, watts, n = _period(
+                    table, ready[run], flow[:, pool, t], int(plan.replicas[pool]), each, seed + run
+                )
                 power[pool, t] = watts
                 count += n
                 for group, share in shares:
@@ -151,17 +161,17 @@ def watch(spec: PlanSpec, table: Table, plan: Solution, *, seed: int, fresh: int
     return Watched(*_promises(table, met, classes, periods), power, count)
 
 
-def _period(
-    table: Table, plan: Solution, pool: int, rates: F64, seed: int
-) -> tuple[list[tuple[int, float]], float, int]:
+Shares = list[tuple[int, float]]
+
+
+def _period(table: Table, pool: Pool, rates: F64, replicas: int, least: int, seed: int) -> tuple[Shares, float, int]:
+    """Shares of each class that kept its promise, power of all replicas, and requests simulated."""
     mix, rate = mixture(table, rates)
     groups = [g for g in range(len(rates)) if table.demand.classes[g] in mix.classes]
-    replicas = int(min(plan.replicas[pool], LARGEST_POOL))
-    requests = sample(mix, max(REQUESTS, REQUESTS * replicas // 4), seed)
-    offer = table.choices[table.pools[pool].choice].offer
-    served = Pool.of(offer, replicas, seed=seed).serve(requests, rate / float(plan.replicas[pool]))
+    requests = sample(mix, max(least, least * pool.replicas // 4), seed)
+    served = pool.serve(requests, rate / replicas)
     shares = [(g, k.share) for g, k in zip(groups, kept(served, mix.classes), strict=True)]
-    return shares, served.power_w * float(plan.replicas[pool]), len(requests)
+    return shares, served.power_w * replicas, len(requests)
 
 
 def _promises(

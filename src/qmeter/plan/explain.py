@@ -100,6 +100,9 @@ def constraints(spec: PlanSpec, demand: Demand, looser: float | None) -> Iterato
     for i, fleet in enumerate(spec.fleet):
         if fleet.count is not None:
             yield Constraint(f"fleet[{i}].count", f"{fleet.count} devices", "more devices", _count(i))
+    for name, device in spec.devices.items():
+        if device.count is not None:
+            yield Constraint(f"devices.{name}.count", f"{device.count} devices", "more devices", _device_count(name))
     if spec.power_budget_w is not None:
         yield Constraint("power_budget_w", f"{spec.power_budget_w:,.0f} W", "no power budget", _budget)
     for c, floors in enumerate(demand.floors):
@@ -206,7 +209,9 @@ def _way(spec: PlanSpec, demand: Demand, ask: _Question, one: Constraint) -> Way
     index = int(one.field.split("[")[1].split("]")[0]) if "[" in one.field else 0
     change: str | None = None
     if kind == "count":
-        least = ask.least(*one.relax(spec, demand), lambda p: np.where(p.kind == index, p.devices, 0.0))
+        named = one.field.removeprefix("devices.").removesuffix(".count")
+        counted = len(spec.fleet) + list(spec.devices).index(named) if named in spec.devices else index
+        least = ask.least(*one.relax(spec, demand), lambda p: np.where(p.kind == counted, p.devices, 0.0))
         change = None if least is None else f"at least {least:.0f} devices"
     elif kind == "power_budget_w":
         least = ask.least(*one.relax(spec, demand), lambda p: p.power_w)
@@ -225,6 +230,14 @@ def _count(index: int) -> Callable[[PlanSpec, Demand], tuple[PlanSpec, Demand]]:
     def relax(spec: PlanSpec, demand: Demand) -> tuple[PlanSpec, Demand]:
         fleet = tuple(f.model_copy(update={"count": None}) if i == index else f for i, f in enumerate(spec.fleet))
         return spec.model_copy(update={"fleet": fleet}), demand
+
+    return relax
+
+
+def _device_count(name: str) -> Callable[[PlanSpec, Demand], tuple[PlanSpec, Demand]]:
+    def relax(spec: PlanSpec, demand: Demand) -> tuple[PlanSpec, Demand]:
+        free = spec.devices[name].model_copy(update={"count": None})
+        return spec.model_copy(update={"devices": {**spec.devices, name: free}}), demand
 
     return relax
 

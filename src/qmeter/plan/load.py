@@ -64,7 +64,7 @@ def _broken_rules(spec: PlanSpec) -> Iterator[Fault]:
             if getattr(one.slo, limit) == 0:
                 yield Fault(("classes", i, "slo", limit), "a limit of 0 can never be kept: give a time such as '300ms'")
     for i, fleet in enumerate(spec.fleet):
-        if spec.objective == "cost" and fleet.price_usd_h is None:
+        if spec.objective == "cost" and fleet.price_usd_h is None and not spec.devices:
             text = "missing: the objective is cost; give the price of one device an hour, or choose objective: energy"
             yield Fault(("fleet", i, "price_usd_h"), text)
         if fleet.carry is not None and not spec.extrapolate:
@@ -75,8 +75,9 @@ def _broken_rules(spec: PlanSpec) -> Iterator[Fault]:
         if given is not None and given.source is None and not given.given:
             text = "names neither 'from' (a study's folder or profile) nor 'given' values"
             yield Fault(("fleet", i, "quality"), text)
-    if all(f.count == 0 for f in spec.fleet):
-        yield Fault(("fleet",), "the fleet is empty: every count is 0; leave count out where devices can be had")
+    if all(f.count == 0 for f in spec.fleet) or (spec.devices and all(d.count == 0 for d in spec.devices.values())):
+        where = ("fleet",) if all(f.count == 0 for f in spec.fleet) else ("devices",)
+        yield Fault(where, "the fleet is empty: every count is 0; leave count out where devices can be had")
     if spec.objective == "carbon" and not _any(spec.electricity.carbon_g_kwh):
         text = "missing: the objective is carbon; give grams a kWh, or one value for each period"
         yield Fault(("electricity", "carbon_g_kwh"), text)

@@ -93,6 +93,8 @@ def solve(problem: Problem, *, gap: float = 0.01, time_limit_s: float = 60.0) ->
     """
     started = time.monotonic()
     keep = _undominated(problem)
+    if not len(keep):
+        return None
     small = _pools(problem, keep)
     every = np.arange(problem.shape[2])
     active = every if np.any(small.marginal) else _peaks(small)
@@ -210,7 +212,8 @@ def _milp(p: Problem, gap: float, time_limit_s: float, *, elastic: bool = False)
         scale = max(float(np.abs(cost).sum()), 1e-9)
         cost = cost * (1e-4 / scale)
         cost[-1] = -1.0
-    most = np.ceil(np.bincount(q, weights=load, minlength=pools)) + 1.0
+    filled = np.bincount(q * periods + t, weights=load, minlength=pools * periods).reshape(pools, periods)
+    most = np.ceil(filled.max(axis=1, initial=0.0) - FEASIBLE)
     result = optimize.milp(
         cost,
         constraints=[optimize.LinearConstraint(a, low, high) for a, low, high in parts],

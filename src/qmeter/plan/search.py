@@ -125,11 +125,10 @@ def _adjust(factor: F64, ceiling: F64, found: list[PoolLimit], guilty: tuple[int
     """Turn each used pool's factor towards what its mixture sustained; whether any capacity rose."""
     rose = False
     for one in found:
-        p = one.pool
-        seen = factor[p] * one.factor * SAFE
+        p, seen = one.pool, one.linear * SAFE
         if one.factor < 1:
-            ceiling[p] = min(ceiling[p], factor[p] * one.factor)
-            factor[p] = seen
+            ceiling[p] = min(ceiling[p], seen, factor[p] * CUT)
+            factor[p] = ceiling[p]
         elif p in guilty:
             ceiling[p] = factor[p] * CUT
             factor[p] = ceiling[p]

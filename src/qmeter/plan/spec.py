@@ -12,6 +12,7 @@ from qmeter.spec.workload import SLO, Frozen, Lengths, TraceLength
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 
 
 def _curve(value: Any, info: ValidationInfo) -> tuple[float, ...]:
@@ -107,7 +108,8 @@ class FleetSpec(Frozen):
         device: only deployments on this device.
         models, methods, engines: only these; empty: all.
         knobs: variants beside the measured deployments: each a mapping of ``max_sequences`` and ``token_budget``.
-        price_usd_h, power_limit_w: of one device. count: devices there are.
+        price_usd_h, power_limit_w: of one device. count: devices there are for this entry alone (``devices`` of the
+            plan: for all entries together).
         quality: where the source has none.
         carry: move the deployments there by physics; they are marked extrapolated, and need ``extrapolate: true``.
     """
@@ -125,11 +127,19 @@ class FleetSpec(Frozen):
     carry: CarrySpec | None = None
 
 
+class DeviceSpec(Frozen):
+    """One kind of device: price an hour, number there are and power limit, for every fleet entry that runs on it."""
+
+    price_usd_h: float | None = Field(default=None, ge=0)
+    count: int | None = Field(default=None, ge=0)
+    power_limit_w: Positive | None = None
+
+
 class Electricity(Frozen):
     """``carbon_g_kwh``: one intensity, or one a period. ``pue``: facility's energy over the devices'."""
 
     price_usd_kwh: float = Field(default=0.0, ge=0)
-    carbon_g_kwh: float | tuple[float, ...] = 0.0
+    carbon_g_kwh: NotNegative | tuple[NotNegative, ...] = 0.0
     pue: float = Field(default=1.0, ge=1)
 
 
@@ -138,6 +148,7 @@ class PlanSpec(Frozen):
 
     Attributes:
         objective: what is to be least: ``cost`` (USD: devices and electricity), ``energy`` (J), ``carbon`` (g).
+        devices: name → price, count and limit, shared by the fleet entries that run on it.
         rate: of all classes that have a ``share``. period: length of the curves' and traces' periods.
         power_budget_w: most that all devices may draw together.
         certainty: share of the calibration's draws in which every promise must hold; ``None``: at the fitted values.
@@ -152,6 +163,7 @@ class PlanSpec(Frozen):
     period: Annotated[DurationS, Field(gt=0)] = 3600.0
     classes: tuple[ClassSpec, ...] = Field(min_length=1)
     fleet: tuple[FleetSpec, ...] = Field(min_length=1)
+    devices: dict[str, DeviceSpec] = Field(default_factory=dict)
     electricity: Electricity = Electricity()
     power_budget_w: Positive | None = None
     certainty: float | None = Field(default=None, ge=0.5, lt=1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qmeter import catalog
-from qmeter.capacity import Offer, Supply, fitted_physics, offer_of, offers, quality_by_method, with_knobs
+from qmeter.capacity import Offer, deployments, fitted_physics, offer_of, offers, quality_by_method, with_knobs
 from qmeter.errors import AnalysisError, QMeterError, SpecError, UnknownName
 from qmeter.plan.spec import FleetSpec, PlanSpec
 from qmeter.record import Quantity
@@ -40,9 +40,9 @@ def choices_of(spec: PlanSpec, *, cache: Path | None = None, on_step: Progress |
         SpecError: an entry names nothing that there is; the fault is at the field that excludes it.
     """
     found: list[Choice] = []
-    for i, fleet in enumerate(spec.fleet):
+    for i in range(len(spec.fleet)):
         try:
-            found += _entry(fleet, i, cache, on_step)
+            found += _entry(spec, i, cache, on_step)
         except SpecError:
             raise
         except (UnknownName, AnalysisError) as error:
@@ -58,11 +58,12 @@ def choices_of(spec: PlanSpec, *, cache: Path | None = None, on_step: Progress |
     return found
 
 
-def _entry(fleet: FleetSpec, index: int, cache: Path | None, on_step: Progress | None) -> list[Choice]:
-    supply = Supply(fleet.price_usd_h, fleet.count, fleet.power_limit_w)
-    plain = _chosen(fleet, index, offers(fleet.source, cache=cache, on_fit=on_step))
-    placed = _carried(fleet, index, plain, supply, cache) if fleet.carry else [_priced(o, supply) for o in plain]
-    priced = _with_quality(fleet, index, placed)
+def _entry(spec: PlanSpec, index: int, cache: Path | None, on_step: Progress | None) -> list[Choice]:
+    fleet = spec.fleet[index]
+    only = _chosen(fleet, index)
+    plain = offers(fleet.source, only=only, cache=cache, on_fit=on_step)
+    placed = _carried(fleet, index, plain, cache) if fleet.carry else plain
+    priced = _with_quality(fleet, index, [_priced(spec, index, o) for o in placed])
     out = []
     for offer in priced:
         notes = (offer.calibration.extrapolated,) if offer.calibration.extrapolated else ()
@@ -78,23 +79,36 @@ def _entry(fleet: FleetSpec, index: int, cache: Path | None, on_step: Progress |
     return out
 
 
-def _priced(offer: Offer, supply: Supply) -> Offer:
+def _priced(spec: PlanSpec, index: int, offer: Offer) -> Offer:
+    """The offer with price, count and limit of the entry, or else of its device."""
+    fleet, listed = spec.fleet[index], spec.devices.get(offer.device)
+    if listed is not None and fleet.count is not None:
+        raise SpecError("a device is counted twice", faults=[
+            (f"fleet[{index}].count", f"devices.{offer.device} counts this device for all entries: leave one out")
+        ])  # fmt: skip
+    both = [fleet, *([listed] if listed else [])]
+    price, count, limit = (next((v for one in both if (v := getattr(one, name)) is not None), None)
+                           for name in ("price_usd_h", "count", "power_limit_w"))  # fmt: skip
+    if spec.objective == "cost" and price is None:
+        text = f"missing: the objective is cost; give it here or in devices.{offer.device}"
+        raise SpecError("a device has no price", faults=[(f"fleet[{index}].price_usd_h", text)])
     n = offer.devices
     return replace(
         offer,
-        price_usd_h=None if supply.price_usd_h is None else supply.price_usd_h * n,
-        power_limit_w=None if supply.power_limit_w is None else supply.power_limit_w * n,
-        count=None if supply.count is None else supply.count // n,
+        price_usd_h=None if price is None else price * n,
+        power_limit_w=None if limit is None else limit * n,
+        count=None if count is None else count // n,
     )
 
 
-def _chosen(fleet: FleetSpec, index: int, found: list[Offer]) -> list[Offer]:
-    """The offers that the entry asks for; each name must match something."""
+def _chosen(fleet: FleetSpec, index: int) -> dict[str, tuple[str, ...]]:
+    """Axis → names asked for; each name must match something, and all of them together too."""
+    there = deployments(fleet.source)
     device = fleet.device if fleet.carry is None else None
-    axes = [("device", (device,) if device else ()), ("model", fleet.models), ("method", fleet.methods),
-            ("engine", fleet.engines)]  # fmt: skip
-    for axis, wanted in axes:
-        known = sorted({str(getattr(o, axis)) for o in found})
+    axes = {"device": (device,) if device else (), "model": fleet.models, "method": fleet.methods,
+            "engine": fleet.engines}  # fmt: skip
+    for axis, wanted in axes.items():
+        known = sorted({d[axis] for d in there})
         for name in wanted:
             if name not in known:
                 close = nearest(name, known)
@@ -104,15 +118,15 @@ def _chosen(fleet: FleetSpec, index: int, found: list[Offer]) -> list[Offer]:
                 if axis == "device":
                     text += "; to plan for a device that was never measured, use 'carry' with 'extrapolate: true'"
                 raise SpecError("the fleet names what is not there", faults=[(f"fleet[{index}].{field}", text)])
-    kept = [o for o in found if all(not wanted or getattr(o, axis) in wanted for axis, wanted in axes)]
-    if not kept:
+    only = {axis: wanted for axis, wanted in axes.items() if wanted}
+    if not any(all(d[axis] in wanted for axis, wanted in only.items()) for d in there):
         raise SpecError("the fleet is empty", faults=[
             (f"fleet[{index}]", f"no deployment of {fleet.source} has all that is asked for: widen models, methods or "
                                 "engines")])  # fmt: skip
-    return kept
+    return only
 
 
-def _carried(fleet: FleetSpec, index: int, near: list[Offer], supply: Supply, cache: Path | None) -> list[Offer]:
+def _carried(fleet: FleetSpec, index: int, near: list[Offer], cache: Path | None) -> list[Offer]:
     """The offers moved by the physics form, fitted on all records of the source."""
     assert fleet.carry is not None
     if Path(fleet.source).is_file():
@@ -135,7 +149,7 @@ def _carried(fleet: FleetSpec, index: int, near: list[Offer], supply: Supply, ca
         except QMeterError as error:
             faults.append(error.message)
             continue
-        out.append(offer_of(moved, supply, quality=offer.quality, source=fleet.source))
+        out.append(offer_of(moved, quality=offer.quality, source=fleet.source))
     if not out:
         raise SpecError("nothing can be carried there", faults=[(f"fleet[{index}].carry", faults[0])])
     return out

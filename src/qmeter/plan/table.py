@@ -150,16 +150,22 @@ def problem_of(spec: PlanSpec, table: Table, factor: F64) -> Problem:
         len(demand.carbon_g_kwh), J_KWH), "carbon": demand.carbon_g_kwh}[spec.objective]  # fmt: skip
     price = np.array([(o.price_usd_h or 0.0) if spec.objective == "cost" else 0.0 for o in offers])
     base, slope = (np.nan_to_num(v) for v in (table.base_w, table.slope_w))
-    counts = [f.count for f in spec.fleet]
+    counts = [f.count for f in spec.fleet] + [d.count for d in spec.devices.values()]
     return Problem(
         demand_hz=demand.rate_hz, use=use,
         fixed=price * demand.horizon_h + base * kwh * per_kwh.sum(),
         marginal=slope[:, None] * kwh * per_kwh[None, :],
         devices=np.array([float(o.devices) for o in offers]),
-        kind=np.array([table.choices[p.choice].fleet for p in table.pools], dtype=np.int64),
+        kind=np.array([device_kind(spec, table.choices[p.choice]) for p in table.pools], dtype=np.int64),
         counts=np.array([np.inf if c is None else float(c) for c in counts]),
         power_w=base + slope, budget_w=spec.power_budget_w or float("inf"),
     )  # fmt: skip
+
+
+def device_kind(spec: PlanSpec, choice: Choice) -> int:
+    """Which count limits a choice: its fleet entry's, or after those its device's where the plan lists that."""
+    listed = list(spec.devices)
+    return len(spec.fleet) + listed.index(choice.offer.device) if choice.offer.device in listed else choice.fleet
 
 
 def within(level: SLO, promise: SLO) -> bool:

@@ -158,7 +158,7 @@ def _pools(result: PlanResult) -> Any:
         ).properties(width=size, height=150, title=n)
         for n in names.values()
     ]
-    return alt.concat(*panels, columns=2).resolve_scale(y="independent")
+    return alt.concat(*panels, columns=2 if result.demand.rate_hz.shape[1] > 8 else 4).resolve_scale(y="independent")
 
 
 def _alternatives(result: PlanResult) -> Any:

@@ -21,9 +21,11 @@ from qmeter.router.metrics import Metrics
 CLASS_HEADER, REPLICA_HEADER = "X-QMeter-Class", "X-QMeter-Replica"
 _SENT = ("Accept", "X-Request-Id")
 """A client's headers that go to the replica; all others, hop-by-hop and credentials among them, do not."""
-_RETURNED = ("Content-Type", "Retry-After", "X-Request-Id", "Cache-Control")
+_RETURNED = ("Content-Type", "Content-Encoding", "Retry-After", "X-Request-Id", "Cache-Control")
 RETRIED = frozenset({429, 500, 502, 503, 504})
 """Answers after which another replica is tried."""
+DOUBTED = frozenset({"connect_failed", "http_502", "http_503", "http_504"})
+"""Outcomes after which a replica gets nothing until a health check succeeds; requests wait for it, or for another."""
 MOST_ANSWER_BYTES = 64 << 20
 """Longest answer that is not a stream."""
 
@@ -131,13 +133,14 @@ class Proxy:
                 self._metrics.retries.labels(job.cls).inc()
             waited = time.monotonic()
             try:
-                if last.answer is not None and not self._board.another(job.cls, job.tried):
-                    return last.answer, last.outcome
+                waits = last.answer is None or last.outcome in DOUBTED
+                if not waits and not self._board.another(job.cls, job.tried):
+                    return _told(last), last.outcome
                 replica = await self._board.acquire(job.cls, job.tried)
             except Full as full:
                 headers = {"Retry-After": str(full.retry_after_s)}
                 if last.answer is not None:
-                    return last.answer, last.outcome
+                    return _told(last), last.outcome
                 text = str(full) if not attempt else f"{last.why}; then {full}"
                 return _refusal(503, text, "overloaded", headers), "refused"
             self._metrics.wait.labels(job.cls).observe(time.monotonic() - waited)
@@ -148,15 +151,15 @@ class Proxy:
             except TryFailed as failed:
                 last, outcome = failed, failed.outcome
                 job.tried.append(replica.name)
-                if outcome == "connect_failed":
-                    replica.healthy = False  # until a health check succeeds
+                if outcome in DOUBTED:
+                    replica.healthy = False
             finally:
                 self._metrics.tries.labels(replica.kind, outcome).inc()
                 self._board.release(replica)
             if job.left_s <= 0.001:
                 break
         if last.answer is not None:
-            return last.answer, last.outcome
+            return _told(last), last.outcome
         names = ", ".join(dict.fromkeys(job.tried))
         return _refusal(502, f"no replica answered (tried {names}): {last.why}", last.outcome), last.outcome
 
@@ -185,9 +188,7 @@ class Proxy:
                     upstream.close()
                     raise
         except TimeoutError:
-            raise TryFailed(
-                f"{replica.name} gave no token within {limits.first_token_timeout:g} s", "first_token_timeout"
-            ) from None
+            raise TryFailed(f"{replica.name} did not answer in time", "first_token_timeout") from None
         except (aiohttp.ClientError, OSError) as error:
             raise TryFailed(f"{replica.name}: {_words(error)}", _name(error)) from None
         self._metrics.ttft.labels(job.cls, replica.kind).observe(time.monotonic() - job.began_s)
@@ -295,6 +296,14 @@ def _kept(upstream: aiohttp.ClientResponse) -> dict[str, str]:
 
 def _passed_on(upstream: aiohttp.ClientResponse, body: bytes) -> web.Response:
     return web.Response(status=upstream.status, body=body, headers=_kept(upstream))
+
+
+def _told(failed: TryFailed) -> web.Response:
+    """What the replica said, with a Retry-After where it left that out."""
+    assert failed.answer is not None
+    if failed.answer.status in (429, 503):
+        failed.answer.headers.setdefault("Retry-After", "1")
+    return failed.answer
 
 
 def _outcome(status: int) -> str:

@@ -28,7 +28,7 @@ class Day:
     Attributes:
         at_s, prompt, output, group: arrival, lengths in tokens, and class of each request, shape (n,).
         mean_hz: mean rate of each class in each slot, shape (classes, slots).
-        peak_hz: its highest rate over five minutes of the slot.
+        peak_hz: its highest rate over five minutes of the slot. fine_hz: its rate in each five minutes.
     """
 
     at_s: F64
@@ -37,6 +37,7 @@ class Day:
     group: I64
     mean_hz: F64
     peak_hz: F64
+    fine_hz: F64
     slot_s: float
 
     def __len__(self) -> int:
@@ -51,10 +52,8 @@ def lengths_of(c: TrafficClass, longest_tokens: int | None = None) -> LengthLaw:
     """
     if c.trace is None:
         return Drawn(c.prompt_tokens, c.output_tokens)
-    trace = _trace(c)
-    total = trace.prompt_tokens.astype(np.int64) + trace.output_tokens
-    keep = total <= (longest_tokens or total.max())
-    return Empirical(tuple(int(p) for p in trace.prompt_tokens[keep]), tuple(int(o) for o in trace.output_tokens[keep]))
+    trace = _trace(c, longest_tokens)
+    return Empirical(tuple(int(p) for p in trace.prompt_tokens), tuple(int(o) for o in trace.output_tokens))
 
 
 def too_long(c: TrafficClass, longest_tokens: int) -> float:
@@ -70,7 +69,7 @@ def make_day(spec: ScheduleSpec, seed: int, longest_tokens: int | None = None) -
 
     A class with a trace is a sum of copies of the trace, each shifted round by a random time and repeated over the day,
     thinned to the rate that the shape asks for at each moment: bursts keep their length in time, and each request its
-    pair of lengths. Without a trace: a Poisson process of that rate.
+    pair of lengths. The rate is that of the requests left. Without a trace: a Poisson process of that rate.
 
     Args:
         longest_tokens: requests whose prompt and output together are longer are left out, as an engine refuses them.
@@ -81,14 +80,14 @@ def make_day(spec: ScheduleSpec, seed: int, longest_tokens: int | None = None) -
     parts = []
     for i, c in enumerate(spec.classes):
         rng = np.random.default_rng((seed, i))
-        at, prompt, output = _traced(c, rng) if c.trace else _drawn(c, rng)
+        at, prompt, output = _traced(c, rng, longest_tokens) if c.trace else _drawn(c, rng)
         keep = np.ones(len(at), dtype=bool) if longest_tokens is None else prompt + output <= longest_tokens
         parts.append((at[keep], prompt[keep], output[keep], np.full(int(keep.sum()), i)))
     at, prompt, output, group = (np.concatenate([p[k] for p in parts]) for k in range(4))
     order = np.argsort(at, kind="stable")
     at, group = at[order], group[order].astype(np.int64)
-    mean, peak = _rates(at, group, len(spec.classes), spec.slots)
-    return Day(at, prompt[order].astype(np.int64), output[order].astype(np.int64), group, mean, peak, spec.slot)
+    mean, peak, fine = _rates(at, group, len(spec.classes), spec.slots)
+    return Day(at, prompt[order].astype(np.int64), output[order].astype(np.int64), group, mean, peak, fine, spec.slot)
 
 
 def rate_at(c: TrafficClass, t_s: F64) -> F64:
@@ -99,17 +98,20 @@ def rate_at(c: TrafficClass, t_s: F64) -> F64:
     return np.asarray(c.rate * np.interp(t_s / 3600.0 % HOURS, np.arange(HOURS + 1), shape) / mean)
 
 
-def _trace(c: TrafficClass) -> Trace:
+def _trace(c: TrafficClass, longest_tokens: int | None = None) -> Trace:
+    """The trace without empty requests, and without those that are too long."""
     trace = read_trace(Path(c.trace or ""), c.format)
     keep = (trace.prompt_tokens > 0) & (trace.output_tokens > 0)
+    if longest_tokens is not None:
+        keep &= trace.prompt_tokens.astype(np.int64) + trace.output_tokens <= longest_tokens
     if keep.sum() < 100:
         raise SpecError(f"{c.trace} has {int(keep.sum())} requests: too few to make a day of",
                         hint="name a longer trace")  # fmt: skip
     return Trace(trace.time_ns[keep], trace.prompt_tokens[keep], trace.output_tokens[keep], None, trace.covered_s)
 
 
-def _traced(c: TrafficClass, rng: np.random.Generator) -> tuple[F64, I64, I64]:
-    trace = _trace(c)
+def _traced(c: TrafficClass, rng: np.random.Generator, longest_tokens: int | None) -> tuple[F64, I64, I64]:
+    trace = _trace(c, longest_tokens)
     own_s = trace.time_ns / 1e9
     span = float(own_s[-1]) * len(own_s) / (len(own_s) - 1)
     own_hz = len(own_s) / span
@@ -136,13 +138,13 @@ def _drawn(c: TrafficClass, rng: np.random.Generator) -> tuple[F64, I64, I64]:
     return at, prompt, output
 
 
-def _rates(at: F64, group: I64, classes: int, slots: int) -> tuple[F64, F64]:
+def _rates(at: F64, group: I64, classes: int, slots: int) -> tuple[F64, F64, F64]:
     slot_s = DAY_S / slots
     bins = max(1, round(slot_s / FINE_S))
     edges = np.linspace(0, DAY_S, slots * bins + 1)
     fine = np.array([np.histogram(at[group == c], edges)[0] for c in range(classes)]) / (slot_s / bins)
     by_slot = fine.reshape(classes, slots, bins)
-    return by_slot.mean(axis=2), by_slot.max(axis=2)
+    return by_slot.mean(axis=2), by_slot.max(axis=2), fine
 
 
 def forecast(spec: ScheduleSpec, truth: F64, now: int, rng: np.random.Generator) -> F64:

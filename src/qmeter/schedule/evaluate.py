@@ -53,7 +53,8 @@ class Outcome:
 def evaluate(spec: ScheduleSpec, choice: Choice, day: Day, course: Course) -> Outcome:
     """Simulate the day with the course's starts and stops, every request routed by its shares."""
     kinds = choice.kinds
-    kind_of = routed(course, day, len(kinds))
+    late_s = max(k.offer.calibration.input_s for k in kinds)
+    kind_of = routed(course, day, len(kinds), late_s)
     fleet = _fleet(kinds, course)
     input_s = np.array([k.offer.calibration.input_s for k in kinds])[kind_of]
     arrival = day.at_s + input_s
@@ -80,9 +81,10 @@ def evaluate(spec: ScheduleSpec, choice: Choice, day: Day, course: Course) -> Ou
     )  # fmt: skip
 
 
-def routed(course: Course, day: Day, kinds: int) -> I64:
-    """The kind that serves each request: the shares in force when it arrives, spread evenly within each class."""
-    row = np.searchsorted(course.at_s, day.at_s, side="right") - 1
+def routed(course: Course, day: Day, kinds: int, late_s: float = 0.0) -> I64:
+    """The kind that serves each request: the shares in force when it arrives (``late_s`` after it was sent), spread
+    evenly within each class."""
+    row = np.searchsorted(course.at_s, day.at_s + late_s, side="right") - 1
     kind_of = np.zeros(len(day), dtype=np.int64)
     for c in range(course.shares.shape[1]):
         own = np.flatnonzero(day.group == c)

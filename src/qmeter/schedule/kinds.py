@@ -13,11 +13,13 @@ from qmeter.capacity import (
     ClassLoad,
     Mix,
     Offer,
+    Pool,
     Precision,
     Supply,
     lower_is_better,
     offers,
     quality_by_method,
+    sample,
     sustain,
 )
 from qmeter.errors import AnalysisError, SpecError
@@ -29,8 +31,11 @@ from qmeter.store import open_results
 
 F64 = NDArray[np.float64]
 
-BANDS = (0.0, 0.25, 0.5, 1.0)
-"""Edges of the bands of utilisation in which power is taken as linear."""
+BANDS = (0.0, 0.06, 0.3, 1.0)
+"""Edges of the bands of utilisation in which power is taken as linear: it rises steeply at first, since a step costs
+nearly as much with one sequence as with many."""
+
+CURVE_REQUESTS = 3000
 
 
 @dataclass(frozen=True)
@@ -106,9 +111,10 @@ def choose(spec: ScheduleSpec, say: Callable[[str], None] = lambda _: None, prec
             continue
         serving = [i for i, r in enumerate(rates) if r > 0]
         both = mix if len(serving) == len(loads) else Mix((loads[serving[0]],))
-        together = _sustained(spec, offer, both, precision, curve=True)
+        together = _sustained(spec, offer, both, precision, curve=False)
         notes += [f"beyond the calibration: {n}" for n in together.notes if f"beyond the calibration: {n}" not in notes]
-        kinds.append(_kind(spec, name, offer, cap, rates, together.rate_hz.value or 0.0, together.curve, notes))
+        full_hz = together.rate_hz.value or 0.0
+        kinds.append(_kind(spec, name, offer, cap, rates, full_hz, _power(spec, offer, both, full_hz), notes))
     for i in range(len(spec.classes)):
         if not any(k.capacity_hz[i] > 0 for k in kinds):
             said = "; ".join(dict.fromkeys(w[i] for w in why.values())) or "no deployment keeps it"
@@ -214,8 +220,17 @@ def _off_power(spec: ScheduleSpec, name: str, found: list[tuple[Offer, float | N
     return value
 
 
+def _power(spec: ScheduleSpec, offer: Offer, mix: Mix, full_hz: float) -> tuple[float, ...]:
+    """Mean power of a replica at each edge of the bands."""
+    idle = offer.idle_w.value
+    if idle is None or full_hz <= 0:
+        return ()
+    requests, pool = sample(mix, CURVE_REQUESTS, spec.seed), Pool.of(offer, seed=spec.seed)
+    return (idle, *(pool.serve(requests, full_hz * f).power_w for f in BANDS[1:]))
+
+
 def _kind(spec: ScheduleSpec, name: str, offer: Offer, cap: float | None, rates: list[float], together: float,
-          curve: tuple[object, ...], notes: list[str]) -> Kind:  # fmt: skip
+          power: tuple[float, ...], notes: list[str]) -> Kind:  # fmt: skip
     if offer.idle_w.value is None:
         raise _fault(("records",), f"{name} has no energy: {offer.idle_w.why}",
                      "schedule from records with an energy counter")  # fmt: skip
@@ -233,9 +248,6 @@ def _kind(spec: ScheduleSpec, name: str, offer: Offer, cap: float | None, rates:
         note = "power during a start is not measured: idle power is taken (give fleet.….load_power)"
         if note not in notes:
             notes.append(note)
-    fractions = [p.fraction for p in curve]  # type: ignore[attr-defined]
-    watts = [p.power_w for p in curve]  # type: ignore[attr-defined]
-    power = tuple(float(np.interp(f, fractions, watts)) for f in BANDS)
     quality = {n: b for n in offer.quality if (b := offer.bound(n)) is not None}
     return Kind(name, offer, tuple(rates), power, float(load_s), float(load_s * load_w), quality, cap)
 

@@ -13,15 +13,17 @@ from qmeter.capacity import lower_is_better
 from qmeter.errors import SpecError
 from qmeter.schedule.day import Day, forecast, rate_at
 from qmeter.schedule.kinds import Choice, Kind
-from qmeter.schedule.milp import Infeasible, Problem, Solution, optimise
+from qmeter.schedule.milp import GAP, Infeasible, Problem, Solution, optimise
 from qmeter.schedule.spec import DAY_S, ScheduleSpec
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
-ROLLING_WHOLE = 6
+ROLLING_WHOLE = 3
 """Slots ahead whose replicas the rolling schedule takes whole; later ones may be fractions."""
-ROLLING_GAP, ROLLING_LIMIT_S = 0.01, 20.0
+SEEN_MARGIN = 1.05
+"""Corrections inside a slot keep this much room above the load of the last five minutes."""
+ROLLING_GAP, ROLLING_NODES = 0.003, 400
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,10 @@ def static_peak(spec: ScheduleSpec, choice: Choice, day: Day) -> Course:
     return Course("static", "static peak", np.zeros(1), solution.n[:1], solution.shares[:1], solution)
 
 
-def clairvoyant(spec: ScheduleSpec, choice: Choice, day: Day) -> Course:
+def clairvoyant(spec: ScheduleSpec, choice: Choice, day: Day, gap: float = GAP) -> Course:
     """The optimum over the whole day with its true rates."""
     problem = Problem(spec, choice.kinds, choice.off_w, day.mean_hz, day.peak_hz)
-    solution = _asked(spec, problem)
+    solution = _asked(spec, problem, gap)
     times = slot_times(spec)
     return Course("clairvoyant", "clairvoyant optimum", times, solution.n, solution.shares, solution, gap=solution.gap)
 
@@ -83,7 +85,7 @@ def planned(spec: ScheduleSpec, choice: Choice, day: Day) -> Course:
 
 def rolling(spec: ScheduleSpec, choice: Choice, day: Day, seed: int, tick: Callable[[int], None] = lambda _: None
             ) -> Course:  # fmt: skip
-    """Each slot: forecast what is left of the day, optimise over it, carry the first slot out.
+    """Each slot: forecast what is left of the day, optimise over it, carry the first slot out, correct its counts.
 
     The quality already served is banked, so that the floors hold over the day. Capacity is planned for the forecast
     with its margin, and only for what the fleet can hold.
@@ -91,21 +93,60 @@ def rolling(spec: ScheduleSpec, choice: Choice, day: Day, seed: int, tick: Calla
     rng = np.random.default_rng((seed, 77))
     before: I64 | None = None
     banked: dict[tuple[int, str], float] = {}
-    n, shares, gaps = [], [], [0.0]
+    at, n, shares, gaps = [], [], [], [0.0]
     horizon = spec.slots if spec.forecast.horizon is None else max(1, math.ceil(spec.forecast.horizon / spec.slot))
+    fine = day.fine_hz.shape[1] // spec.slots
     for t in range(spec.slots):
         error = forecast(spec, day.mean_hz, t, rng)
         ahead = slice(t, min(t + horizon, spec.slots))
         mean, peak = day.mean_hz[:, ahead] * error[:, ahead], day.peak_hz[:, ahead] * error[:, ahead]
         solution = _step(spec, choice, mean, peak, _margin(spec), before, banked)
-        n.append(solution.n[0])
-        shares.append(solution.shares[0])
+        for since_s, count in _corrected(spec, choice, solution, day.fine_hz[:, t * fine : (t + 1) * fine]):
+            at.append(t * spec.slot + since_s)
+            n.append(count)
+            shares.append(solution.shares[0])
         gaps.append(solution.gap)
-        before = solution.n[0]
+        before = n[-1]
         _bank(spec, choice.kinds, banked, day.mean_hz[:, t], solution.shares[0])
         tick(t)
-    times = slot_times(spec)
-    return Course("schedule", "rolling schedule", times, np.array(n), np.array(shares), gap=max(gaps))
+    return Course("schedule", "rolling schedule", np.array(at), np.array(n), np.array(shares), gap=max(gaps))
+
+
+def _corrected(spec: ScheduleSpec, choice: Choice, solution: Solution, seen_hz: F64) -> list[tuple[float, I64]]:
+    """``(seconds into the slot, replicas)``: the plan's count, corrected each five minutes by the load that was seen.
+
+    Up at once (ready after the start's time), down after two looks in a row; shares stay as planned. A kind that serves
+    nothing is left as it is.
+    """
+    kinds, count = choice.kinds, solution.n[0].copy()
+    out, low = [(0.0, count.copy())], np.zeros(len(kinds), dtype=np.int64)
+    inverse = np.array([[1 / r if r > 0 else 0.0 for r in k.capacity_hz] for k in kinds])
+    for look in range(1, seen_hz.shape[1]):
+        work = (solution.shares[0] * seen_hz[:, look - 1][:, None] * inverse.T).sum(axis=0)
+        want = np.where(work > 0, np.ceil(work * SEEN_MARGIN / spec.headroom), count).astype(np.int64)
+        low = np.where(want < count, low + 1, 0)
+        new = np.where((want < count) & (low < 2), count, want)
+        new = np.where((want < count) & (low >= 2), np.maximum(want, 1), new)
+        new = _within(spec, kinds, count, new)
+        if (new != count).any():
+            wait_s = max((kinds[k].load_s for k in np.flatnonzero(new > count)), default=0.0)
+            at_s = look * spec.slot / seen_hz.shape[1] + wait_s
+            if at_s < spec.slot and at_s > out[-1][0]:
+                out.append((at_s, new.copy()))
+                count = new
+    return out
+
+
+def _within(spec: ScheduleSpec, kinds: tuple[Kind, ...], count: I64, new: I64) -> I64:
+    """``new`` as far as the devices go: additions that do not fit are left out."""
+    for device, fleet in spec.fleet.items():
+        own = [k for k, kind in enumerate(kinds) if kind.device == device]
+        while sum(int(max(new[k], count[k])) * kinds[k].devices for k in own) > fleet.count:
+            added = [k for k in own if new[k] > count[k]]
+            if not added:
+                break
+            new[added[-1]] -= 1
+    return new
 
 
 def _step(spec: ScheduleSpec, choice: Choice, mean: F64, peak: F64, margin: float, before: I64 | None,
@@ -117,7 +158,7 @@ def _step(spec: ScheduleSpec, choice: Choice, mean: F64, peak: F64, margin: floa
         problem = Problem(spec, choice.kinds, choice.off_w, np.minimum(mean, peak * factor), peak * factor, before,
                           dict(banked), whole=ROLLING_WHOLE)  # fmt: skip
         try:
-            return optimise(problem, ROLLING_GAP, ROLLING_LIMIT_S)
+            return optimise(problem, ROLLING_GAP, nodes=ROLLING_NODES)
         except Infeasible:
             continue
     raise SpecError("the fleet cannot hold half of the load forecast", hint="raise fleet counts")
@@ -186,7 +227,7 @@ def _one_kind(spec: ScheduleSpec, choice: Choice, day: Day) -> int | None:
             if all(r > 0 for r in kind.capacity_hz):
                 try:
                     problem = Problem(spec, (kind,), choice.off_w, day.mean_hz, day.peak_hz)
-                    found.append((optimise(problem, 0.02, 10.0).energy_j, k))
+                    found.append((optimise(problem, 0.02).energy_j, k))
                 except Infeasible:
                     continue
     return min(found)[1] if found else None
@@ -205,41 +246,61 @@ def _scaled_mix(spec: ScheduleSpec, choice: Choice, day: Day) -> Course:
     return Course("reactive", "reactive scaling of the static mix", times, n, shares)
 
 
-def _asked(spec: ScheduleSpec, problem: Problem) -> Solution:
+def _asked(spec: ScheduleSpec, problem: Problem, gap: float = GAP) -> Solution:
     """Solve it, or say which promise the fleet cannot keep, and what would.
 
     Raises:
         SpecError: with the field and the way out.
     """
     try:
-        return optimise(problem)
+        return optimise(problem, gap)
     except Infeasible:
         pass
-    peak = problem.peak_hz.max(axis=1)
-    free = replace(problem, spec=spec.model_copy(update={
-        "fleet": {n: f.model_copy(update={"count": 4096}) for n, f in spec.fleet.items()}}))  # fmt: skip
-    without = [c.model_copy(update={"quality": {}}) for c in spec.classes]
-    loose = replace(problem, spec=spec.model_copy(update={"classes": tuple(without)}))
-    if any(c.quality for c in spec.classes) and _solvable(loose):
-        floors = ", ".join(f"classes[{i}].quality.{n}" for i, c in enumerate(spec.classes) for n in c.quality)
+    worst = int(problem.peak_hz.sum(axis=0).argmax())
+    alone = replace(problem, mean_hz=problem.mean_hz[:, [worst]], peak_hz=problem.peak_hz[:, [worst]], before=None)
+    if not _solvable(_floorless(alone)):
+        need = _devices(_floorless(alone))
+        name, have = next(iter(spec.fleet)), sum(f.count for f in spec.fleet.values())
+        peak = float(problem.peak_hz[:, worst].sum())
+        raise SpecError("the fleet is too small for the peak",
+                        faults=[(f"fleet.{name}.count", f"{have} devices; the peak of {peak:.1f} requests/s needs "
+                                 f"about {need}")],
+                        hint="raise the count, loosen the SLO, or lower the rate")  # fmt: skip
+    floors = ", ".join(f"classes[{i}].quality.{n}" for i, c in enumerate(spec.classes) for n in c.quality)
+    plenty = replace(problem, spec=_with_counts(spec, MANY))
+    if _solvable(replace(plenty, mean_hz=plenty.mean_hz[:, :1], peak_hz=plenty.peak_hz[:, :1])):
         raise SpecError("the floors cannot be kept together with the load on this fleet",
                         faults=[(floors, "the methods that reach them are too slow for the peak on this many devices")],
                         hint="lower a floor, or add devices")  # fmt: skip
-    if _solvable(free):
-        need = optimise(free, 0.02, 20.0).n
-        devices = max(int(sum(k.devices * need[t, i] for i, k in enumerate(problem.kinds))) for t in range(len(need)))
-        have = sum(f.count for f in spec.fleet.values())
-        raise SpecError("the fleet is too small for the peak",
-                        faults=[(f"fleet.{next(iter(spec.fleet))}.count",
-                                 f"{have} devices; the peak of {peak.sum():.1f} requests/s needs about {devices}")],
-                        hint="raise the count, loosen the SLO, or lower the rate")  # fmt: skip
-    raise SpecError("no plan keeps the floors", faults=[("classes[].quality", "they contradict each other: no mix of "
-                    "methods keeps all of them")], hint="lower one of them")  # fmt: skip
+    text = "they contradict each other: no mix of methods keeps all of them"
+    raise SpecError("no plan keeps the floors", faults=[(floors, text)], hint="lower one of them")
+
+
+MANY = 512
+"""Devices that are plenty."""
+
+
+def _with_counts(spec: ScheduleSpec, count: int) -> ScheduleSpec:
+    return spec.model_copy(update={"fleet": {n: f.model_copy(update={"count": count}) for n, f in spec.fleet.items()}})
+
+
+def _floorless(problem: Problem) -> Problem:
+    classes = tuple(c.model_copy(update={"quality": {}}) for c in problem.spec.classes)
+    return replace(problem, spec=problem.spec.model_copy(update={"classes": classes}))
+
+
+def _devices(problem: Problem) -> int:
+    """Devices that one slot's peak needs, each class with the kind that serves it with fewest."""
+    need = 0.0
+    for c in range(len(problem.spec.classes)):
+        each = [k.devices / k.capacity_hz[c] for k in problem.kinds if k.capacity_hz[c] > 0]
+        need += float(problem.peak_hz[c].max()) * min(each) / problem.spec.headroom
+    return math.ceil(need)
 
 
 def _solvable(problem: Problem) -> bool:
     try:
-        optimise(problem, 0.1, 20.0)
+        optimise(problem, 0.5, nodes=200)
     except Infeasible:
         return False
     return True

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from qmeter.analysis.stats import t_interval
 from qmeter.capacity import Precision
+from qmeter.errors import SpecError
 from qmeter.record import Quantity
 from qmeter.schedule import policies
 from qmeter.schedule.day import Day, make_day
@@ -22,6 +23,9 @@ from qmeter.schedule.spec import DAY_S, ScheduleSpec
 F64 = NDArray[np.float64]
 NAMES = ("static", "reactive", "schedule", "clairvoyant")
 KWH_J = 3.6e6
+YESTERDAY = 1000
+"""Added to the seed for the day that the headroom is found on."""
+PEAK_HOURS_S, CUT, MOST_CUTS = 3 * 3600.0, 0.87, 6
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ def solve(spec: ScheduleSpec, say: Callable[[str], None] = lambda _: None, preci
     """
     began = time.perf_counter()
     choice = choose(spec, say, precision)
+    spec = _tightened(spec, choice, say)
     days: list[Day] = []
     outcomes: dict[str, list[Outcome]] = {name: [] for name in NAMES}
     plan: Course | None = None
@@ -94,6 +99,31 @@ def solve(spec: ScheduleSpec, say: Callable[[str], None] = lambda _: None, preci
     assert plan is not None
     made = {name: tuple(found) for name, found in outcomes.items()}
     return Answer(spec, choice, tuple(days), made, plan, time.perf_counter() - began)
+
+
+def _tightened(spec: ScheduleSpec, choice: Choice, say: Callable[[str], None]) -> ScheduleSpec:
+    """The spec with the headroom at which a day like those to come, but none of them, keeps its promises at its peak.
+
+    A replica's capacity was found with arrivals of its own; the day's classes share replicas, and traces are burstier.
+    """
+    seen = make_day(spec, spec.seed + YESTERDAY, choice.longest_tokens)
+    top_s = float(seen.peak_hz.sum(axis=0).argmax()) * spec.slot
+    inside = (seen.at_s >= top_s - PEAK_HOURS_S / 2) & (seen.at_s < top_s + PEAK_HOURS_S / 2)
+    peak = replace(seen, **{k: getattr(seen, k)[inside] for k in ("at_s", "prompt", "output", "group")})
+    for _ in range(MOST_CUTS):
+        say(f"headroom {spec.headroom:.2f}: simulating the peak of a day before")
+        course = policies.clairvoyant(spec, choice, seen, gap=0.02)
+        found = evaluate(spec, choice, peak, course)
+        over = [b - (1 - c.slo.percentile) for b, c in zip(found.by_class, spec.classes, strict=True)]
+        if max(over) <= 0:
+            break
+        cut = spec.model_copy(update={"headroom": spec.headroom * CUT})
+        try:
+            policies.static_peak(cut, choice, seen)
+        except SpecError:
+            break  # the fleet has no more room: the courses say what breaks
+        spec = cut
+    return spec
 
 
 def _courses(spec: ScheduleSpec, choice: Choice, day: Day, seed: int, say: Callable[[str], None]) -> list[Course]:

@@ -100,7 +100,7 @@ class Forecast(Frozen):
 
     error: float = Field(default=0.1, ge=0, le=2)
     persistence: float = Field(default=0.8, ge=0, lt=1)
-    margin: float = Field(default=1.3, ge=0, le=5)
+    margin: float = Field(default=0.5, ge=0, le=5)
     horizon: DurationS | None = None
 
 

@@ -14,7 +14,8 @@ from qmeter.errors import AnalysisError
 from qmeter.record import CellStatus, CellTables, EffectiveConfig, Record, RecordKind
 from qmeter.simulate.calibration import Calibration, Support, plain
 from qmeter.simulate.fit import Basis, fit_steps, knots_for, padded_sizes
-from qmeter.simulate.observe import MIN_STEPS, Observed, observed_steps, prefill_steps
+from qmeter.simulate.front import Seen, input_cost, input_delay, output_delay
+from qmeter.simulate.observe import MIN_STEPS, Observed, observed_steps
 from qmeter.simulate.overlap import fit_overlap, steady
 from qmeter.simulate.power import PowerFit, energy_series, fit_power, spans
 from qmeter.simulate.rules import Rules, capture_sizes, rules_of
@@ -26,6 +27,11 @@ DRAWS = 64
 NOISE_KEPT = 6144
 LEAST_SIGMA = 0.015
 """Whole runs differ by at least this much, whatever few cells say."""
+HOST_SIGMA, HOST_CELLS = 0.12, 4
+"""How far the host's launches differ between whole runs (log scale), as nine deployments on one host did; and how many
+cells that counts for."""
+FEW = 10
+"""Steps of a kind that a cell must have to say something about it."""
 Tables = Callable[[Record], CellTables]
 
 
@@ -58,10 +64,13 @@ def calibrate(records: Sequence[Record], tables: Tables, *, draws: int = DRAWS, 
     rules = rules_of(engine["name"], effective, engine.get("options"))
     basis = _basis(cells, rules, _graph_sizes(deployment, rules))
     steps = joined([c.steps for c in cells])
-    fit = _fit(basis, steps, rules, draws, seed)
+    fit = _fit(cells, basis, steps, rules, draws, seed)
     power = _power(cells, draws, seed)
-    decode, mixed = _noise(steps, fit.ratios, rules.async_scheduling)
-    output_s, output_seq_s = _output_delay(cells)
+    seen = [Seen(c.record.cell["workload"], c.tables, c.steps) for c in cells]
+    decode, mixed = _noise(cells, steps, fit.ratios, rules.async_scheduling)
+    output_s, output_seq_s = output_delay(seen)
+    input_s = input_delay(seen)
+    input_each_s = min(input_s, input_cost(seen, engine["name"], input_s))
     return Calibration(
         deployment=_named(used[0]),
         effective=effective.model_dump(mode="json"),
@@ -75,14 +84,14 @@ def calibrate(records: Sequence[Record], tables: Tables, *, draws: int = DRAWS, 
         energy_draws=tuple(tuple(d) for d in power.draws) if power else (),
         energy_series=power.series if power else None,
         why_no_energy=None if power else "the records hold no energy counter with enough readings",
-        input_s=_input_delay(cells),
+        input_s=input_s - input_each_s,
         output_s=output_s,
         output_seq_s=output_seq_s,
         host=tuple(fit.host),
         host_draws=tuple(tuple(h) for h in fit.host_draws),
-        spacing_s=_spacing(cells),
+        input_each_s=input_each_s,
         cell_sigma=_cell_sigma(cells, steps, fit.ratios, steady(steps) if np.any(fit.host) else None),
-        host_sigma=_cell_sigma(cells, steps, fit.ratios, before_mixed(steps)) if np.any(fit.host) else 0.0,
+        host_sigma=_host_sigma(cells, steps, fit.ratios) if np.any(fit.host) else 0.0,
         energy_sigma=_energy_sigma(cells, power),
         support=_support(cells, steps, power is not None),
         cells=tuple(c.record.cell_id for c in cells),
@@ -162,8 +171,11 @@ class _StepFit:
     ratios: F64
 
 
-def _fit(basis: Basis, steps: Observed, rules: Rules, draws: int, seed: int) -> _StepFit:
-    """Synchronous engines: one fit over all steps. Asynchronous: decodes in a run first, then host and mixed steps."""
+def _fit(cells: list[_Cell], basis: Basis, steps: Observed, rules: Rules, draws: int, seed: int) -> _StepFit:
+    """Synchronous engines: one fit over all steps. Asynchronous: decodes in a run first, then host and mixed steps.
+
+    The host's launches of steps with prefill differ from run to run, so each cell counts the same in their level.
+    """
     calm = steady(steps)
     if not rules.async_scheduling or calm.sum() < MIN_STEPS or (steps.prefill > 0).sum() < MIN_STEPS:
         fit = fit_steps(basis.design(steps), steps.seconds, draws=draws, seed=seed)
@@ -177,8 +189,8 @@ def _fit(basis: Basis, steps: Observed, rules: Rules, draws: int, seed: int) -> 
     ratios = 1.0 / both.predicted
     ratios[calm] = alone.ratios
     launch = before_mixed(steps)
-    seconds = steps.seconds[launch]
-    level = float(seconds.sum() / (seconds / ratios[launch]).sum()) if launch.any() else 1.0
+    levels = _cell_logs(cells, steps, ratios, launch)
+    level = float(np.exp(np.mean(levels))) if len(levels) else 1.0
     host, host_draws = both.host.copy(), both.host_draws.copy()
     host[2:4] *= level
     host_draws[:, 2:4] *= level
@@ -198,121 +210,74 @@ def before_mixed(steps: Observed) -> NDArray[np.bool_]:
     return found
 
 
-def _noise(steps: Observed, ratios: F64, overlapped: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Measured / modelled in the order of the steps, for decode and for mixed steps, each with its mean at 1.
+def _noise(
+    cells: list[_Cell], steps: Observed, ratios: F64, overlapped: bool
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Measured / modelled in the order of the steps, for decode and for mixed steps, each cell's with its mean at 1.
 
-    Where host and device overlap, a mixed step's noise is seen in the result of the step before it (its launch).
+    Where host and device overlap, a mixed step's noise is seen in the result of the step before it (its launch). What
+    whole cells differ by is not noise of steps: it is in the sigmas.
     """
     mixed = steps.prefill > 0
     pure = steady(steps) if overlapped else ~mixed
     if overlapped:
         mixed = before_mixed(steps)
-    return _series(ratios, pure), _series(ratios, mixed)
+    return _series(cells, ratios, pure), _series(cells, ratios, mixed)
 
 
-def _series(ratios: F64, mask: NDArray[np.bool_]) -> tuple[float, ...]:
-    """Ratios in the order of the steps, each step without one taking the last before it; mean 1, at most NOISE_KEPT."""
-    own = np.flatnonzero(mask & np.isfinite(ratios))
-    if len(own) < MIN_STEPS:
+def _series(cells: list[_Cell], ratios: F64, mask: NDArray[np.bool_]) -> tuple[float, ...]:
+    """Ratios in the order of the steps, each cell's divided by their mean; at most NOISE_KEPT."""
+    parts, at = [], 0
+    for cell in cells:
+        own, kept = ratios[at : at + len(cell.steps)], mask[at : at + len(cell.steps)]
+        at += len(cell.steps)
+        found = own[kept & np.isfinite(own)]
+        if len(found) >= FEW:
+            parts.append(found / found.mean())
+    if sum(len(p) for p in parts) < MIN_STEPS:
         return (1.0,)
-    last = np.searchsorted(own, np.arange(len(ratios)), side="right") - 1
-    series = ratios[own][np.maximum(last, 0)]
+    series = np.concatenate(parts)
     if len(series) > NOISE_KEPT:
-        parts = np.linspace(0, len(series) - NOISE_BLOCK, NOISE_KEPT // NOISE_BLOCK).astype(int)
-        series = np.concatenate([series[p : p + NOISE_BLOCK] for p in parts])
-    level = float(ratios[own].mean())
-    return tuple(float(v) for v in np.round(series / level, 4))
+        starts = np.linspace(0, len(series) - NOISE_BLOCK, NOISE_KEPT // NOISE_BLOCK).astype(int)
+        series = np.concatenate([series[p : p + NOISE_BLOCK] for p in starts])
+    return tuple(float(v) for v in np.round(series / series.mean(), 4))
 
 
-def _input_delay(cells: list[_Cell]) -> float:
-    """From the send to the scheduler: the delay that agrees with most requests. Units: s.
-
-    A request admitted by the decision at d(k), and not by the one before it at d(k-1), came between the two; with
-    asynchronous scheduling d(k) is when the results of step k-2 were seen. Only requests that nothing held up count.
-    """
-    lows, highs = [], []
-    for cell in cells:
-        s = cell.steps
-        rows, at = prefill_steps(cell.tables, s.prefill, s.end_s)
-        sent, end = cell.tables.requests.sent_s[rows], s.end_s
-        alone = s.prefill[at] < 0.5 * max(int(s.prefill.max(initial=1)), 4096)
-        idle = s.after_idle[at] & alone
-        lows.append(s.start_s[at[idle]] - sent[idle] - 2e-4)
-        highs.append(s.start_s[at[idle]] - sent[idle] + 2e-4)
-        later = alone & ~s.after_idle[at] & (at >= 3)
-        later &= ~s.after_idle[np.maximum(at - 1, 0)] & ~s.after_idle[np.maximum(at - 2, 0)]
-        lows.append(end[at[later] - 3] - sent[later])
-        highs.append(end[at[later] - 2] - sent[later])
-    low, high = np.concatenate(lows), np.concatenate(highs)
-    if len(low) < 5:
-        return 0.0
-    grid = np.arange(0.0, 0.05, 1e-4)
-    votes = ((low[None, :] <= grid[:, None]) & (grid[:, None] <= high[None, :])).sum(axis=1)
-    best = grid[votes >= votes.max()]
-    return float(best.mean())
-
-
-def _output_delay(cells: list[_Cell]) -> tuple[float, float]:
-    """From a step's result to the client's stamp of a first token: a constant and a part a sequence. Units: s."""
-    delays, sequences = [], []
-    for cell in cells:
-        rows, at = prefill_steps(cell.tables, cell.steps.prefill, cell.steps.end_s)
-        delays.append(cell.tables.requests.first_token_s[rows] - cell.steps.end_s[at])
-        sequences.append((cell.steps.decodes + cell.steps.chunks)[at])
-    delay, n = np.concatenate(delays), np.concatenate(sequences).astype(np.float64)
-    keep = (delay > 0) & (delay < 0.25)
-    if keep.sum() < 5:
-        return 0.0, 0.0
-    delay, n = delay[keep], n[keep]
-    slope = 0.0
-    if np.ptp(n) >= 8:
-        order = np.argsort(n)
-        parts = np.array_split(order, 8)
-        middle = np.array([[np.median(n[p]), np.median(delay[p])] for p in parts if len(p)])
-        slope = max(0.0, float(np.polyfit(middle[:, 0], middle[:, 1], 1)[0]))
-    return max(0.0, float(np.median(delay - slope * n))), slope
-
-
-def _spacing(cells: list[_Cell]) -> float:
-    """Least time between requests at the scheduler, from bursts: those sent together but begun in different steps.
-
-    Within a burst (sends closer than the steps that took them), the prompts begun from the burst's second step on came
-    through the front end while the steps before ran: seconds a prompt, the median over bursts. Units: s.
-    """
-    found = []
-    for cell in cells:
-        sent = np.sort(cell.tables.requests.sent_s[np.isfinite(cell.tables.requests.first_token_s)])
-        steps = cell.steps.where(cell.steps.prefill > 0)
-        room = steps.prefill < 0.9 * max(int(steps.prefill.max(initial=0)), 1)
-        for k in range(len(steps) - 1):
-            after = steps.start_s[k + 1] - steps.start_s[k]
-            near = int(((sent > steps.start_s[k] - 0.02) & (sent <= steps.start_s[k])).sum())
-            late = near - int(steps.chunks[k])
-            began = int(steps.chunks[k + 1])
-            if late >= 3 and room[k] and room[k + 1] and 2 <= began < late and steps.seconds[k] > 0.9 * after:
-                found.append(after / began)
-    return float(np.median(found)) if len(found) >= 3 else 0.0
-
-
-def _cell_sigma(cells: list[_Cell], steps: Observed, ratios: F64, which: NDArray[np.bool_] | None) -> float:
-    """How far whole cells are from the model: spread over cells of log(measured / modelled) time of their steps.
-
-    ``which``: only these steps (``None``: all); cells with fewer than ten of them do not count.
-    """
+def _cell_logs(cells: list[_Cell], steps: Observed, ratios: F64, which: NDArray[np.bool_] | None) -> list[float]:
+    """For each cell with enough of these steps: log(measured / modelled) of their time together."""
     logs, at = [], 0
     for cell in cells:
         own = slice(at, at + len(cell.steps))
         at += len(cell.steps)
         good = np.isfinite(ratios[own]) & (ratios[own] > 0)
         good &= True if which is None else which[own]
-        if good.sum() < 10:
-            continue
-        seconds = steps.seconds[own][good]
-        logs.append(np.log(float(seconds.sum()) / float((seconds / ratios[own][good]).sum())))
+        if good.sum() >= FEW:
+            seconds = steps.seconds[own][good]
+            logs.append(float(np.log(float(seconds.sum()) / float((seconds / ratios[own][good]).sum()))))
+    return logs
+
+
+def _cell_sigma(cells: list[_Cell], steps: Observed, ratios: F64, which: NDArray[np.bool_] | None) -> float:
+    """How far whole cells are from the model: spread over cells of log(measured / modelled) time of their steps.
+
+    ``which``: only these steps (``None``: all).
+    """
+    logs = _cell_logs(cells, steps, ratios, which)
     if len(logs) < 2:
         return 4 * LEAST_SIGMA
     inflated = float(np.std(logs)) * float(np.sqrt(len(logs) / (len(logs) - 1)))
     return max(LEAST_SIGMA, inflated)
+
+
+def _host_sigma(cells: list[_Cell], steps: Observed, ratios: F64) -> float:
+    """Spread of whole cells' launches, drawn towards HOST_SIGMA as if HOST_CELLS more cells had shown it.
+
+    A handful of cells says little about a spread; and the level they gave is itself uncertain by spread / sqrt(cells).
+    """
+    logs = _cell_logs(cells, steps, ratios, before_mixed(steps))
+    squares = float(np.sum(np.square(np.array(logs) - np.mean(logs)))) if logs else 0.0
+    variance = (HOST_CELLS * HOST_SIGMA**2 + squares) / (HOST_CELLS + max(len(logs) - 1, 0))
+    return float(np.sqrt(variance * (1 + 1 / max(len(logs), 1))))
 
 
 def _power(cells: list[_Cell], draws: int, seed: int) -> PowerFit | None:

@@ -16,7 +16,7 @@ from qmeter.errors import AnalysisError
 from qmeter.registry import nearest
 from qmeter.simulate.fit import Basis
 from qmeter.simulate.rules import Rules
-from qmeter.simulate.steptime import StepModel, resampled
+from qmeter.simulate.steptime import LAUNCH_BLOCK, StepModel, resampled
 
 F64 = NDArray[np.float64]
 VERSION = 1
@@ -43,11 +43,12 @@ class Calibration(_Frozen):
         deployment: model, method, engine, device, parallelism, as the records name them.
         basis: knots and padding of the step-time curve.
         coefficients, draws: of the basis; ``draws`` are the bootstrap's.
-        noise_decode, noise_mixed: measured / modelled step times in the order they came.
+        noise_decode, noise_mixed: measured / modelled times of decode and of mixed steps, in the order they came.
         energy, energy_draws: joule coefficients (:data:`qmeter.simulate.power.COLUMNS`); ``None``: no counter.
         energy_series: the counter they are from; ``why_no_energy`` where there is none.
         input_s, output_s: delays between client and scheduler, either way; spacing_s: least time between two requests
-            at the scheduler, since the front end takes them one at a time; output_seq_s: a sequence of the step.
+            at the scheduler, since the front end takes them one at a time; output_seq_s, input_each_s: the front end's
+            time for each token it sends on, and for each request.
         host, host_draws: the host's times (:data:`qmeter.simulate.overlap.HOST`), zero where none overlap.
         cell_sigma: spread (log scale) of whole cells around the model: what differs from run to run.
         host_sigma, energy_sigma: the same for the host's times and for energy.
@@ -71,6 +72,7 @@ class Calibration(_Frozen):
     output_s: float
     output_seq_s: float = 0.0
     spacing_s: float = 0.0
+    input_each_s: float = 0.0
     host: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0, 0.0)
     host_draws: tuple[tuple[float, ...], ...] = ()
     cell_sigma: float
@@ -99,13 +101,16 @@ class Calibration(_Frozen):
         return Rules(**self.rules)
 
     def step_model(self, draw: int | None = None, seed: int = 0, *, noise: bool = True) -> StepModel:
-        """The step model: the fitted one, or bootstrap draw ``draw``, with a whole-cell deviation of its own."""
+        """The step model: the fitted one, or bootstrap draw ``draw``, with a whole-cell deviation of its own.
+
+        A run in which the host is slow launches and answers slowly: one factor for its launches and the front end.
+        """
         rng = np.random.default_rng((seed, 0 if draw is None else draw + 1))
         pick = self.coefficients if draw is None else self.draws[draw % len(self.draws)]
         shift = 1.0 if draw is None else float(np.exp(rng.normal(0.0, self.cell_sigma)))
         host = self.host if draw is None or not self.host_draws else self.host_draws[draw % len(self.host_draws)]
         slow = 1.0 if draw is None else float(np.exp(rng.normal(0.0, self.host_sigma)))
-        return self._model(np.asarray(pick) * shift, np.asarray(host) * slow, self._energy(draw, rng), rng, noise)
+        return self._model(np.asarray(pick) * shift, np.asarray(host) * slow, slow, self._energy(draw, rng), rng, noise)
 
     def _energy(self, draw: int | None, rng: np.random.Generator) -> F64:
         if self.energy is None:
@@ -115,7 +120,7 @@ class Calibration(_Frozen):
         shift = float(np.exp(rng.normal(0.0, self.energy_sigma)))
         return np.asarray(self.energy_draws[draw % len(self.energy_draws)], dtype=np.float64) * shift
 
-    def _model(self, c: F64, h: F64, e: F64, rng: np.random.Generator, noise: bool) -> StepModel:
+    def _model(self, c: F64, h: F64, slow: float, e: F64, rng: np.random.Generator, noise: bool) -> StepModel:
         rules, basis = self.scheduler(), basis_of(self.basis)
         decode, mixed = basis.tables(c, rules.max_sequences, rules.token_budget)
         seed = int(rng.integers(2**31))
@@ -125,10 +130,11 @@ class Calibration(_Frozen):
             decode, mixed, kv_s=float(c[-3]), pair_s=float(c[-2]), chunk_s=float(c[-1]),
             decode_j=e[2] * sequences, mixed_j=e[3] * tokens, kv_j=float(e[4]), pair_j=float(e[5]),
             busy_w=float(e[1]), idle_w=float(e[0]), input_s=self.input_s, output_s=self.output_s,
-            output_seq_s=self.output_seq_s, spacing_s=self.spacing_s, host_s=float(h[0]), host_seq_s=float(h[1]),
-            host_mixed_s=float(h[2]), host_mixed_seq_s=float(h[3]), tail_s=float(h[4]),
+            output_seq_s=self.output_seq_s * slow, input_each_s=self.input_each_s * slow, spacing_s=self.spacing_s,
+            host_s=float(h[0]), host_seq_s=float(h[1]), host_mixed_s=float(h[2]), host_mixed_seq_s=float(h[3]),
+            tail_s=float(h[4]),
             noise_decode=resampled(_pool(self.noise_decode), seed) if noise else one,
-            noise_mixed=resampled(_pool(self.noise_mixed), seed + 1) if noise else one,
+            noise_mixed=resampled(_pool(self.noise_mixed), seed + 1, block=LAUNCH_BLOCK) if noise else one,
         )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from qmeter.record import (
 )
 from qmeter.simulate.calibration import Calibration
 from qmeter.simulate.fast import simulate
+from qmeter.simulate.front import queue
 from qmeter.simulate.load import Detail, SimLoad, SimResult, load_of
 from qmeter.simulate.rules import Rules
 from qmeter.simulate.steptime import StepModel
@@ -98,9 +99,8 @@ def _sent(schedule: Schedule, load: SimLoad, result: SimResult, model: StepModel
     if load.concurrency is None:
         return np.asarray(schedule.send_s, dtype=np.float64)
     ends = result.end_s[np.isfinite(result.end_s)]
-    detail = result.detail
-    if detail is not None and len(detail.step_s):
-        ends = ends + model.output_seq_s * _sequences_at(detail, ends)
+    if result.detail is not None:
+        ends = _sent_on(result.detail, model, ends)
     ends = np.sort(ends) + model.output_s + load.think_s
     later = int(np.isfinite(result.arrival_s).sum()) - load.concurrency
     sent = np.full(len(load), np.nan)
@@ -113,10 +113,10 @@ def _sent(schedule: Schedule, load: SimLoad, result: SimResult, model: StepModel
 def tables_of(
     load: SimLoad, result: SimResult, sent: F64, model: StepModel, rules: Rules, limit_s: float, energy: str | None
 ) -> CellTables:
-    """A run as the four tables. The client stamps ``output_s`` after a step's end and stops waiting at ``limit_s``."""
+    """A run as the four tables. The client stamps ``output_s`` after a token was sent on, waits until ``limit_s``."""
     detail = result.detail
     assert detail is not None
-    token_s = detail.token_s + model.output_s + model.output_seq_s * _sequences_at(detail, detail.token_s)
+    token_s = _sent_on(detail, model, detail.token_s) + model.output_s
     request = np.repeat(np.arange(len(load)), np.diff(detail.token_start))
     seen = token_s <= limit_s
     counts = np.bincount(request[seen], minlength=len(load))
@@ -161,11 +161,13 @@ def _requests(load: SimLoad, sent: F64, first: F64, last: F64, counts: NDArray[n
     )  # fmt: skip
 
 
-def _sequences_at(detail: Detail, at_s: F64) -> F64:
-    """Sequences of the step that ended at each time."""
+def _sent_on(detail: Detail, model: StepModel, at_s: F64) -> F64:
+    """When the front end has sent on the tokens that the engine gave at ``at_s`` (each the end of a step)."""
     end = detail.step_start_s + detail.step_s
+    if not len(end) or model.output_seq_s == 0.0:
+        return at_s
     step = np.minimum(np.searchsorted(end, at_s - 1e-9, side="left"), len(end) - 1)
-    return detail.step_running[step].astype(np.float64) if len(end) else np.zeros(len(at_s))
+    return queue(end, detail.step_running.astype(np.float64), model.output_seq_s)[step]
 
 
 def _i32(values: NDArray[np.int64]) -> NDArray[np.int32]:

@@ -228,7 +228,8 @@ class _Run:
             self.work.generated[i] = self.work.shared_blocks[i] = self.work.shared_units[i] = 0
             self.work.first[i] = np.nan
             self.work.queue_next[i] = -1
-            self.work.arrival[i] = at_s
+            self.work.arrival[i] = self.work.door[i] = at_s
+            self.work.passed[i] = 0
             self.restarts[i] += 1
             self._route(int(i), int(i) + 1)
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from qmeter.simulate import prefix
+from qmeter.simulate import heap, prefix
 from qmeter.simulate.jit import jit
+from qmeter.simulate.runs import run_seconds, steps_until, under
 from qmeter.simulate.state import (
     AP,
     ASYNC,
@@ -40,6 +41,7 @@ from qmeter.simulate.state import (
     ENERGY,
     F64,
     FREE,
+    FRONT,
     GROW,
     HEAPN,
     HORIZON,
@@ -48,6 +50,7 @@ from qmeter.simulate.state import (
     HOST_S,
     HOST_SEQ_S,
     I64,
+    IN_EACH_S,
     INFLIGHT,
     KSUM,
     KV_J,
@@ -55,6 +58,7 @@ from qmeter.simulate.state import (
     LSEG,
     LSTEP,
     MIXED,
+    MSTEPS,
     NC,
     NDEC,
     NEXT,
@@ -63,11 +67,13 @@ from qmeter.simulate.state import (
     NWAIT,
     NZ,
     NZOLD,
+    OUT_SEQ_S,
     PAIR_J,
     PAIR_S,
     PART,
     PDEC,
     PDONE,
+    POUT,
     PREEMPTS,
     PSTART,
     QTAIL,
@@ -92,59 +98,6 @@ from qmeter.simulate.state import (
     Replica,
     Work,
 )
-
-
-@jit
-def _push(rep: Replica, key: int, i: int) -> None:
-    at = rep.ints[HEAPN]
-    rep.ints[HEAPN] += 1
-    keys, reqs = rep.heap_key, rep.heap_req
-    while at > 0:
-        up = (at - 1) >> 1
-        if keys[up] <= key:
-            break
-        keys[at], reqs[at] = keys[up], reqs[up]
-        at = up
-    keys[at], reqs[at] = key, i
-
-
-@jit
-def _sink(rep: Replica, at: int, key: int, i: int) -> None:
-    n, keys, reqs = rep.ints[HEAPN], rep.heap_key, rep.heap_req
-    while True:
-        down = 2 * at + 1
-        if down >= n:
-            break
-        if down + 1 < n and keys[down + 1] < keys[down]:
-            down += 1
-        if keys[down] >= key:
-            break
-        keys[at], reqs[at] = keys[down], reqs[down]
-        at = down
-    keys[at], reqs[at] = key, i
-
-
-@jit
-def _pop(rep: Replica) -> int:
-    top = rep.heap_req[0]
-    rep.ints[HEAPN] -= 1
-    n = rep.ints[HEAPN]
-    if n > 0:
-        _sink(rep, 0, rep.heap_key[n], rep.heap_req[n])
-    return int(top)
-
-
-@jit
-def _drop(rep: Replica, i: int) -> None:
-    n = rep.ints[HEAPN]
-    kept = 0
-    for at in range(n):
-        if rep.heap_req[at] != i:
-            rep.heap_key[kept], rep.heap_req[kept] = rep.heap_key[at], rep.heap_req[at]
-            kept += 1
-    rep.ints[HEAPN] = kept
-    for at in range(kept // 2 - 1, -1, -1):
-        _sink(rep, at, rep.heap_key[at], rep.heap_req[at])
 
 
 @jit
@@ -195,7 +148,7 @@ def _preempt(rep: Replica, work: Work, cache: Cache, rule: I64, log: Log) -> int
         ints[NDEC] -= 1
         rep.phase[(computed - ints[G]) % rule[BLOCK]] -= 1
         rep.floats[KSUM] -= computed + 1
-        _drop(rep, i)
+        heap.drop(rep, i)
         _segment(ints, work, rule, log, i, following)
     _unseat(ints, work, i)
     prefix.release(ints, work, cache, rule, i, computed)
@@ -314,7 +267,7 @@ def _send_next(rep: Replica, work: Work, c: F64, now: float) -> None:
     if new < len(work.prompt) and at < c[STOP_S]:
         at = max(at, rep.floats[DOOR] + c[SPACING_S])
         rep.floats[DOOR] = at
-        work.arrival[new] = at
+        work.arrival[new] = work.door[new] = at
         rep.ints[NEXT] += 1
         enqueue(rep.ints, work, new)
 
@@ -327,6 +280,7 @@ def _account(rep: Replica, rule: I64, c: F64, log: Log, at: float) -> None:
     floats[NOW] = at
     floats[BUSY] += seconds
     floats[ENERGY] += c[BUSY_W] * seconds
+    floats[FRONT] = max(floats[FRONT], at) + c[OUT_SEQ_S] * ints[POUT]
     if rule[DETAIL]:
         log.step[log.n[LSTEP] - 1, C_DUR] = seconds
         if ints[PDEC]:
@@ -349,7 +303,7 @@ def _stamp(rep: Replica, work: Work, rule: I64, c: F64, log: Log, at: float) -> 
         i = rep.ended[k]
         work.end[i] = at
         if rule[CLOSED]:
-            _send_next(rep, work, c, at)
+            _send_next(rep, work, c, rep.floats[FRONT])
     ints[NZOLD] = ints[NZ]
 
 
@@ -394,7 +348,7 @@ def _first_token(rep: Replica, work: Work, co: Coefficients, log: Log, i: int) -
         _end(rep, work, i)
         return
     computed = work.prompt[i] + work.generated[i] - 1
-    _push(rep, ints[G] + left, i)
+    heap.push(rep, ints[G] + left, i)
     rep.phase[(computed - ints[G]) % co.rule[BLOCK]] += 1
     rep.floats[KSUM] += computed + 1
     ints[NDEC] += 1
@@ -404,7 +358,7 @@ def _first_token(rep: Replica, work: Work, co: Coefficients, log: Log, i: int) -
 def _finish_decodes(rep: Replica, work: Work, co: Coefficients, log: Log) -> None:
     ints = rep.ints
     while ints[HEAPN] > 0 and rep.heap_key[0] == ints[G]:
-        i = _pop(rep)
+        i = heap.pop(rep)
         computed = work.prompt[i] + work.output[i] - 1
         rep.phase[(computed - ints[G]) % co.rule[BLOCK]] -= 1
         rep.floats[KSUM] -= computed + 1
@@ -435,13 +389,15 @@ def _mixed_step(rep: Replica, work: Work, co: Coefficients, log: Log, decodes: i
     kv = floats[KSUM] if decodes > 0 else 0.0
     device = co.mixed_s[decodes + prefill] + c[KV_S] * kv + c[PAIR_S] * pairs + c[CHUNK_S] * chunks
     host = c[HOST_MIXED_S] + c[HOST_MIXED_SEQ_S] * (decodes + chunks)
-    noise = co.noise_mixed[ints[STEPS] % len(co.noise_mixed)]
+    noise = co.noise_mixed[ints[MSTEPS] % len(co.noise_mixed)]
     _launch(rep, work, co, log, noise * host, noise * device)
+    ints[POUT] = decodes + chunks
     floats[ENERGY] += co.mixed_j[decodes + prefill] + c[KV_J] * kv + c[PAIR_J] * pairs
     if co.rule[DETAIL]:
         _row(rep, co.rule, log, floats[PSTART], decodes, prefill, kv, pairs, co.rule[USABLE] - ints[FREE])
         log.step[log.n[LSTEP] - 1, C_RUN] += ints[NDEC] - decodes
     ints[STEPS] += 1
+    ints[MSTEPS] += 1
     ints[PDEC] = 1 if decodes > 0 else 0
     if decodes > 0:
         ints[G] += 1
@@ -458,46 +414,6 @@ def _mixed_step(rep: Replica, work: Work, co: Coefficients, log: Log, decodes: i
     ints[NC] = 0
     if co.rule[ASYNC] == 0:
         _see_results(rep, work, co.rule, c, log, floats[DEVICE])
-
-
-@jit
-def _under(floor: float, first: float, slope: float, steps: int) -> int:
-    """Of ``steps`` steps: how many last less than ``floor``."""
-    if first >= floor:
-        return 0
-    if floor - first > slope * steps:
-        return steps
-    return min(steps, int(np.ceil((floor - first) / slope)))
-
-
-@jit
-def run_seconds(floor: float, first: float, slope: float, steps: int) -> float:
-    """Seconds of ``steps`` steps of max(floor, first + j slope): :func:`qmeter.simulate.steptime.decode_run`."""
-    under = _under(floor, first, slope, steps)
-    over = steps - under
-    return floor * under + (first + slope * under) * over + slope * over * (over - 1) / 2
-
-
-@jit
-def steps_until(floor: float, first: float, slope: float, seconds: float, most: int) -> int:
-    """The fewest steps that last ``seconds`` or more, at most ``most``; from the quadratic, then checked."""
-    if seconds <= 0:
-        return 0
-    if run_seconds(floor, first, slope, most) < seconds:
-        return most
-    under = _under(floor, first, slope, most)
-    if seconds <= floor * under:
-        guess = seconds / floor
-    else:
-        rest, head = seconds - floor * under, first + slope * under
-        b = head - slope / 2
-        guess = under + 2 * rest / (b + np.sqrt(b * b + 2 * slope * rest))
-    x = min(most, max(0, int(np.ceil(guess))))
-    while x > 0 and run_seconds(floor, first, slope, x - 1) >= seconds:
-        x -= 1
-    while x < most and run_seconds(floor, first, slope, x) < seconds:
-        x += 1
-    return x
 
 
 @jit
@@ -535,6 +451,27 @@ def _longest_run(rep: Replica, rule: I64, log: Log) -> int:
 
 
 @jit
+def _next_door(ints: I64, work: Work) -> float:
+    """When the next request is through the front end, or one reaches it."""
+    i = ints[AP]
+    at = work.door[i]
+    while i >= 0 and work.passed[i]:
+        i = work.queue_next[i]
+    return float(at if i < 0 else min(at, work.door[i]))
+
+
+@jit
+def _front(rep: Replica, co: Coefficients, first: float, last: float, steps: int) -> None:
+    """The front end after ``steps`` results of one batch, the first seen at ``first``, the last at ``last``.
+
+    Steps of a run never get shorter, so what keeps the front end busy longest began with the first or is the last.
+    """
+    floats = rep.floats
+    each = co.c[OUT_SEQ_S] * rep.ints[POUT]
+    floats[FRONT] = max(max(floats[FRONT], first) + steps * each, last + each)
+
+
+@jit
 def _closed_form(rep: Replica, co: Coefficients, most: int, bound: float, floor: float, first: float, slope: float,
                  tail: float) -> int:  # fmt: skip
     """Steps of a run in closed form, after its first ones; 0 where the pipeline is not in step yet.
@@ -550,6 +487,7 @@ def _closed_form(rep: Replica, co: Coefficients, most: int, bound: float, floor:
         if bound < np.inf:
             steps = min(most, max(1, steps_until(least, first, slope, bound - d, most)))
         seconds = run_seconds(least, first, slope, steps)
+        _front(rep, co, d + max(least, first), d + seconds, steps)
         floats[NOW] = floats[DEVICE] = floats[DEC] = floats[PSTART] = d + seconds
         floats[BUSY] += seconds
         floats[ENERGY] += co.c[BUSY_W] * seconds
@@ -559,17 +497,18 @@ def _closed_form(rep: Replica, co: Coefficients, most: int, bound: float, floor:
         steps = most
         if bound < np.inf:
             steps = min(most, max(1, steps_until(0.0, before, slope, bound - d, most)))
-        gone = run_seconds(0.0, before, slope, steps)
+        gone, one = run_seconds(0.0, before, slope, steps), before
         floats[DEVICE] = d + gone + first + slope * (steps - 1)
     else:
-        steps = min(most, _under(floor, first, slope, most))
+        steps = min(most, under(floor, first, slope, most))
         if steps < 2 or tail > floor or g > d + tail:
             return 0
         if bound < np.inf:
             steps = min(steps, max(1, int(np.ceil((bound - d) / floor))))
-        gone = floor * steps
+        gone, one = floor * steps, floor
         floats[DEVICE] = d + gone + tail
     seen = d + gone
+    _front(rep, co, d + one, seen, steps)
     floats[BUSY] += seen - floats[PSTART]
     floats[ENERGY] += co.c[BUSY_W] * (seen - floats[PSTART])
     floats[PSTART] = floats[NOW] = floats[DEC] = seen
@@ -594,12 +533,14 @@ def _decode_run(rep: Replica, work: Work, co: Coefficients, log: Log, most: int,
     floor, first, slope = c[HOST_S] + c[HOST_SEQ_S] * n, co.decode_s[n] + c[KV_S] * kv, c[KV_S] * n
     noise, length, at = co.noise_decode, len(co.noise_decode), ints[STEPS] % len(co.noise_decode)
     closed = length == 1 and rule[DETAIL] == 0
+    watch = ints[NWAIT] == 0 or rule[DETAIL] > 0 or c[OUT_SEQ_S] > 0 or c[IN_EACH_S] > 0
     used, size, done = rule[USABLE] - ints[FREE], rule[BLOCK], 0
     ended = _ended_blocks(rep, work, size) if rule[DETAIL] else 0
     while done < most:
         if done > 0 and floats[DEC] >= bound:
             break
         if closed and (done > 0 or rule[ASYNC] == 0):
+            ints[POUT] = n
             more = _closed_form(rep, co, most - done, bound, floor, first + slope * done, slope, c[TAIL_S])
             done += more
             if more > 0:
@@ -607,9 +548,9 @@ def _decode_run(rep: Replica, work: Work, co: Coefficients, log: Log, most: int,
         factor = noise[at]
         at = 0 if at + 1 == length else at + 1
         _launch(rep, work, co, log, factor * floor, factor * (first + slope * done))
-        ints[PDEC] = 1
-        if done == 0 and ints[AP] >= 0 and (ints[NWAIT] == 0 or rule[DETAIL]):
-            bound = min(bound, work.arrival[ints[AP]])  # the launch may have let a closed-loop client send on
+        ints[PDEC], ints[POUT] = 1, n
+        if done == 0 and ints[AP] >= 0 and watch:
+            bound = min(bound, _next_door(ints, work))  # the launch may have let a closed-loop client send on
         if rule[DETAIL]:
             if done > 0:
                 used += rep.phase[(-ints[G]) % size]
@@ -631,8 +572,8 @@ def _decode_steps(rep: Replica, work: Work, cache: Cache, co: Coefficients, log:
     n, kv, begin = ints[NDEC], floats[KSUM], ints[G]
     most = 1 if one else _longest_run(rep, rule, log)
     bound = horizon
-    if ints[AP] >= 0 and (ints[NWAIT] == 0 or rule[DETAIL]):
-        bound = min(bound, work.arrival[ints[AP]])
+    if ints[AP] >= 0 and (ints[NWAIT] == 0 or rule[DETAIL] or c[OUT_SEQ_S] > 0 or c[IN_EACH_S] > 0):
+        bound = min(bound, _next_door(ints, work))
     steps = _decode_run(rep, work, co, log, most, bound)
     ints[G] = begin
     floats[ENERGY] += co.decode_j[n] * steps + c[KV_J] * (kv * steps + n * (steps * (steps - 1) / 2))
@@ -659,8 +600,32 @@ def _release_ended(rep: Replica, work: Work, cache: Cache, rule: I64, count: int
 
 
 @jit
-def _see_arrivals(ints: I64, work: Work, until: float) -> None:
-    while ints[AP] >= 0 and work.arrival[ints[AP]] <= until:
+def _pass_front(rep: Replica, work: Work, c: F64, until: float) -> None:
+    """Requests that have reached the front end by now get through it together, after the outputs before them."""
+    ints, floats = rep.ints, rep.floats
+    if c[OUT_SEQ_S] == 0.0 and c[IN_EACH_S] == 0.0:
+        return
+    i, count, first = ints[AP], 0, np.inf
+    while i >= 0 and (work.passed[i] or work.door[i] <= until):
+        if work.passed[i] == 0:
+            first = min(first, work.door[i])
+            count += 1
+        i = work.queue_next[i]
+    if count == 0:
+        return
+    floats[FRONT] = max(floats[FRONT], first) + c[IN_EACH_S] * count
+    i = ints[AP]
+    while i >= 0 and (work.passed[i] or work.door[i] <= until):
+        if work.passed[i] == 0:
+            work.passed[i], work.door[i] = 1, max(work.door[i] + c[IN_EACH_S], floats[FRONT])
+        i = work.queue_next[i]
+
+
+@jit
+def _see_arrivals(rep: Replica, work: Work, c: F64, until: float) -> None:
+    ints = rep.ints
+    _pass_front(rep, work, c, until)
+    while ints[AP] >= 0 and work.door[ints[AP]] <= until:
         if ints[WHEAD] < 0:
             ints[WHEAD] = ints[AP]
         ints[NWAIT] += 1
@@ -701,7 +666,7 @@ def advance(rep: Replica, work: Work, cache: Cache, co: Coefficients, log: Log, 
         if rule[DETAIL] and (log.n[LSTEP] >= len(log.step) or ints[G] >= len(log.decode_end)
                              or log.n[LSEG] + 2 * rule[SEATS] > len(log.seg_req)):  # fmt: skip
             return GROW
-        _see_arrivals(ints, work, floats[DEC])
+        _see_arrivals(rep, work, co.c, floats[DEC])
         if ints[NZ] > 0:
             _release_ended(rep, work, cache, rule, ints[NZOLD] if ints[INFLIGHT] else ints[NZ])
         preempted, decodes = False, 0
@@ -722,4 +687,4 @@ def advance(rep: Replica, work: Work, cache: Cache, co: Coefficients, log: Log, 
         elif ints[AP] < 0:
             return DRAINED
         else:
-            floats[DEC] = max(floats[NOW], work.arrival[ints[AP]])
+            floats[DEC] = max(floats[NOW], _next_door(ints, work))

@@ -25,7 +25,7 @@ B8 = NDArray[np.bool_]
 
 HOST = ("host_s", "host_seq_s", "host_mixed_s", "host_mixed_seq_s", "tail_s")
 START = (3e-3, 2e-5, 2e-2, 3e-5, 1e-3)
-TRUST = (0.3, 1.0, 0.3, 3.0, 0.3)
+TRUST = (0.3, 1.0, 0.3, 10.0, 0.3)
 """How firmly each host time is held to its start: its part a sequence is confounded with drift between cells."""
 NEAR = 3
 """Steps around a step with prefill in which host and device are out of step."""

@@ -59,6 +59,8 @@ class _Replica:
         if load.concurrency is not None:
             self.arrival[:] = np.nan
             self.arrival[: self.sent] = load.spacing_s * np.arange(self.sent)
+        self.door, self.passed = self.arrival.copy(), 0
+        self.front, self.outputs, self.mixed_steps = 0.0, 0, 0
         self.seen = 0
         self.tokens: list[list[float]] = [[] for _ in range(n)]
         self.preemptions, self.hits = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
@@ -81,7 +83,8 @@ class _Replica:
             elif not (self.waiting or self.running or preempted):
                 if self.seen >= self.sent:
                     return self._result()
-                pipeline.decide_s = max(self.now, float(self.arrival[self.seen]))
+                reached = self.door[self.passed] if self.seen <= self.passed < self.sent else np.inf
+                pipeline.decide_s = max(self.now, float(min(self.door[self.seen], reached)))
             elif not preempted:
                 raise AnalysisError("the queue's head can never start", hint="report this as a fault")
 
@@ -90,8 +93,22 @@ class _Replica:
     unseen: tuple[_Sequence, ...] = ()
     """Requests that got a token in the newest step, whose result was not seen yet."""
 
+    def _pass_front(self, until: float) -> None:
+        """Requests that have reached the front end by now get through it together, after the outputs before them."""
+        each = self.model.input_each_s
+        end = self.passed
+        while end < self.sent and self.door[end] <= until:
+            end += 1
+        if end > self.passed:
+            self.front = max(self.front, float(self.door[self.passed])) + each * (end - self.passed)
+            mine = slice(self.passed, end)
+            self.door[mine] = np.maximum(self.door[mine] + each, self.front)
+            self.passed = end
+
     def _see_arrivals(self, until: float) -> None:
-        while self.seen < self.sent and self.arrival[self.seen] <= until:
+        if self.model.input_each_s or self.model.output_seq_s:
+            self._pass_front(until)
+        while self.seen < self.sent and self.door[self.seen] <= until:
             i = self.seen
             sequence = _Sequence(i, int(self.load.prompt[i]), int(self.load.output[i]), self._hashes(i))
             self.waiting.append(sequence)
@@ -186,7 +203,8 @@ class _Replica:
         pairs = float(sum(r.chunk_pairs(n, s.computed) for s, n in chunks))
         step, model = len(self.log), self.model
         if chunks:
-            noise = float(model.noise_mixed[step % len(model.noise_mixed)])
+            noise = float(model.noise_mixed[self.mixed_steps % len(model.noise_mixed)])
+            self.mixed_steps += 1
             device = model.mixed_device(len(decodes), kv, prefill, pairs, len(chunks))
             host = model.mixed_host(len(decodes) + len(chunks))
             self.energy += model.mixed_energy(len(decodes), kv, prefill, pairs, 0.0)
@@ -198,6 +216,7 @@ class _Replica:
         seen = self.pipeline.launch(noise * host, noise * device)
         if self.rules.async_scheduling and seen is not None:
             self._see_results(seen)
+        self.outputs = len(decodes) + len(chunks)
         used = self.pool.blocks - self.pool.free
         start = max(decided, self.now)
         counts = (len(self.running), len(self.waiting), used)
@@ -213,6 +232,7 @@ class _Replica:
         self.now = at_s
         self.busy += row[1]
         self.energy += self.model.busy_w * row[1]
+        self.front = max(self.front, at_s) + self.model.output_seq_s * self.outputs
         for sequence in self.unseen:
             self.tokens[sequence.index].append(at_s)
         for _ in self.fresh:
@@ -236,9 +256,10 @@ class _Replica:
         self.fresh, self.unseen = frozenset(s.index for s in ended), tuple(got)
 
     def _send_next(self) -> None:
-        at = self.now + self.load.think_s
+        at = self.front + self.load.think_s
         if self.load.concurrency is not None and self.sent < len(self.load) and at < self.load.stop_s:
-            self.arrival[self.sent] = max(at, float(self.arrival[self.sent - 1]) + self.load.spacing_s)
+            at = max(at, float(self.arrival[self.sent - 1]) + self.load.spacing_s)
+            self.arrival[self.sent] = self.door[self.sent] = at
             self.sent += 1
 
     def _result(self) -> SimResult:

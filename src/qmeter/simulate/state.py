@@ -17,15 +17,16 @@ I64 = NDArray[np.int64]
 # Replica integers.
 AP, WHEAD, NWAIT, STACK, RHEAD, RTAIL, NDEC, PART, PDONE, G, STEPS, FREE, HEAPN = range(13)
 NZ, NZOLD, INFLIGHT, DONE, PREEMPTS, QTAIL, NEXT, RUNS, NC, BLANK, LHEAD, LTAIL, NFIRST, PDEC = range(13, 27)
-N_INTS = 27
+MSTEPS, POUT = range(27, 29)
+N_INTS = 29
 # Replica floats.
-NOW, DEC, BUSY, ENERGY, KSUM, DOOR, DEVICE, PSTART = range(8)
-N_FLOATS = 8
+NOW, DEC, BUSY, ENERGY, KSUM, DOOR, DEVICE, PSTART, FRONT = range(9)
+N_FLOATS = 9
 # Rule integers.
 BUDGET, SEATS, BLOCK, RESERVE, ASYNC, CHUNKED, MIXED, CACHE, UNIT, CLOSED, DETAIL, USABLE = range(12)
 # Model floats.
 KV_S, PAIR_S, CHUNK_S, HOST_S, HOST_SEQ_S, KV_J, PAIR_J, BUSY_W, THINK_S, STOP_S, SPACING_S = range(11)
-HOST_MIXED_S, HOST_MIXED_SEQ_S, TAIL_S = range(11, 14)
+HOST_MIXED_S, HOST_MIXED_SEQ_S, TAIL_S, OUT_SEQ_S, IN_EACH_S = range(11, 16)
 # Log counters and step columns.
 LSEG, LGEN, LSTEP = range(3)
 C_START, C_DUR, C_DEC, C_PRE, C_KV, C_PAIRS, C_RUN, C_WAIT, C_USED = range(9)
@@ -49,9 +50,14 @@ class Replica(NamedTuple):
 
 
 class Work(NamedTuple):
-    """All requests of a run, by index; the links chain a replica's queue, its running list and its preempted ones."""
+    """All requests of a run, by index; the links chain a replica's queue, its running list and its preempted ones.
+
+    ``door`` is when a request is through the front end, once ``passed``; until then when it reaches it.
+    """
 
     arrival: F64
+    door: F64
+    passed: I64
     prompt: I64
     output: I64
     queue_next: I64
@@ -137,7 +143,8 @@ def work(load: SimLoad) -> Work:
         first = arrival[: load.concurrency]
         first[:] = load.spacing_s * np.arange(len(first))
     return Work(
-        arrival, np.ascontiguousarray(load.prompt, dtype=np.int64), np.ascontiguousarray(load.output, dtype=np.int64),
+        arrival, arrival.copy(), zeros(),
+        np.ascontiguousarray(load.prompt, dtype=np.int64), np.ascontiguousarray(load.output, dtype=np.int64),
         links(), links(), links(), links(), zeros(), zeros(), np.zeros(n), links(), zeros(), zeros(),
         np.full(n, np.nan), np.full(n, np.nan), zeros(), zeros(),
     )  # fmt: skip
@@ -176,7 +183,8 @@ def coefficients(rules: Rules, model: StepModel, load: SimLoad | None = None, de
             rules.usable_blocks]  # fmt: skip
     c = [model.kv_s, model.pair_s, model.chunk_s, model.host_s, model.host_seq_s, model.kv_j, model.pair_j,
          model.busy_w, load.think_s if load else 0.0, load.stop_s if load else np.inf,
-         load.spacing_s if load else 0.0, model.host_mixed_s, model.host_mixed_seq_s, model.tail_s]  # fmt: skip
+         load.spacing_s if load else 0.0, model.host_mixed_s, model.host_mixed_seq_s, model.tail_s,
+         model.output_seq_s, model.input_each_s]  # fmt: skip
     return Coefficients(
         np.array(rule, dtype=np.int64), np.array(c, dtype=np.float64),
         _table(model.decode_s, rules.max_sequences), _table(model.mixed_s, rules.token_budget),

@@ -23,6 +23,8 @@ F64 = NDArray[np.float64]
 
 NOISE_LENGTH = 65536
 NOISE_BLOCK = 256
+LAUNCH_BLOCK = 16
+"""Steps with prefill resampled together: a second or so of a busy engine."""
 
 
 def _one() -> F64:
@@ -45,7 +47,9 @@ class StepModel:
         decode_j, mixed_j, kv_j, pair_j: energy in the same form; ``busy_w``: power while a step runs.
         idle_w: power with nothing to run.
         input_s, output_s: from the send to the scheduler, and from a step's end to the client.
-        output_seq_s: added to ``output_s`` for each sequence of the step: a front end sends one after the other.
+        output_seq_s: the front end's time for each token it sends on: a queue, served one after the other, so that it
+            falls behind where it is slower than the engine, and a request waits until the outputs before it are out.
+        input_each_s: the front end's time for each request, in the same queue.
         spacing_s: the front end lets requests through one at a time, this far apart.
         noise_decode, noise_mixed: measured / modelled step times, to be drawn from (mean 1).
     """
@@ -69,6 +73,7 @@ class StepModel:
     input_s: float = 0.0
     output_s: float = 0.0
     output_seq_s: float = 0.0
+    input_each_s: float = 0.0
     spacing_s: float = 0.0
     noise_decode: F64 = field(default_factory=_one)
     noise_mixed: F64 = field(default_factory=_one)

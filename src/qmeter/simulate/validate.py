@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,7 +28,10 @@ METRICS = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """One metric of one cell: measured, predicted with its interval, both in ``unit``."""
+    """One metric of one cell: measured, predicted with its interval, both in ``unit``.
+
+    ``edge``: the load held out was the lightest or the heaviest, so that the fit had to reach beyond what it saw.
+    """
 
     deployment: str
     workload: str
@@ -39,6 +42,7 @@ class Comparison:
     low: float
     high: float
     held_out: bool
+    edge: bool = False
 
     @property
     def error(self) -> float:
@@ -95,17 +99,34 @@ def by_deployment(records: Iterable[Record]) -> list[list[Record]]:
 def leave_one_out(records: Sequence[Record], tables: Tables, *, draws: int = DRAWS) -> list[Comparison]:
     """Each workload point of one deployment predicted from a calibration that never saw it (its repeats neither)."""
     rows = []
-    for name in dict.fromkeys(r.cell["workload"]["name"] for r in records):
+    names = list(dict.fromkeys(r.cell["workload"]["name"] for r in records))
+    edges = _edges(records)
+    for name in names:
         rest = [r for r in records if r.cell["workload"]["name"] != name]
         if rest:
             own = [r for r in records if r.cell["workload"]["name"] == name]
-            rows += compare(calibrate(rest, tables), own, held_out=True, draws=draws)
+            found = compare(calibrate(rest, tables), own, held_out=True, draws=draws)
+            rows += [replace(row, edge=name in edges) for row in found]
     return rows
+
+
+def _edges(records: Sequence[Record]) -> set[str]:
+    """The workloads with the least and the most output tokens a second."""
+    known = [(r.metrics["throughput_tok_s"].value, r.cell["workload"]["name"]) for r in records
+             if "throughput_tok_s" in r.metrics]  # fmt: skip
+    ordered = sorted((v, name) for v, name in known if v is not None)
+    return {ordered[0][1], ordered[-1][1]} if ordered else set()
 
 
 @dataclass(frozen=True)
 class Score:
-    """One metric over cells: mean and median absolute relative error, and the share of intervals that held."""
+    """One metric over cells: mean and median absolute relative error, and the share of intervals that held.
+
+    Attributes:
+        inner_error: mean over held-out loads between others (``None``: there are none).
+        floor: mean error that any model keeps, since runs of one workload differ by more: half of what repeats are
+            apart once each is divided by its own prediction (``None``: no repeats).
+    """
 
     metric: str
     cells: int
@@ -113,6 +134,8 @@ class Score:
     median_error: float
     worst: float
     coverage: float
+    inner_error: float | None = None
+    floor: float | None = None
 
 
 def scores(rows: Sequence[Comparison]) -> list[Score]:
@@ -121,11 +144,20 @@ def scores(rows: Sequence[Comparison]) -> list[Score]:
     for metric in dict.fromkeys(r.metric for r in rows):
         own = [r for r in rows if r.metric == metric]
         errors = np.abs([r.error for r in own])
+        inner = [abs(r.error) for r in own if r.held_out and not r.edge]
         out.append(
             Score(metric, len(own), float(errors.mean()), float(np.median(errors)), float(errors.max()),
-                  float(np.mean([r.inside for r in own])))
+                  float(np.mean([r.inside for r in own])), float(np.mean(inner)) if inner else None, _floor(own))
         )  # fmt: skip
     return out
+
+
+def _floor(rows: Sequence[Comparison]) -> float | None:
+    points: dict[tuple[str, str], list[float]] = {}
+    for r in rows:
+        points.setdefault((r.deployment, r.workload), []).append(float(np.log(r.predicted / r.measured)))
+    halves = [np.mean(np.abs(np.array(logs) - np.mean(logs))) for logs in points.values() if len(logs) > 1]
+    return float(np.mean(np.expm1(halves))) if halves else None
 
 
 def cached(tables: Callable[[Record], CellTables]) -> Tables:

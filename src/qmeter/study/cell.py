@@ -41,8 +41,8 @@ from qmeter.workload import Schedule, Vocabulary, build
 DRAINED_S, DRAINED_POLL_S = 10.0, 0.1
 """How long an engine may take to let go of what an earlier cell's clients gave up. Units: s."""
 
-AFTER_WINDOW_S = 0.25
-"""Sampling goes on for so long after the window: energy is interpolated at its edge, counters refresh at 10 Hz."""
+AFTER_WINDOW_S = 0.75
+"""Sampling goes on so long after the window: counters refresh at 10 Hz, averaged power is half a second late."""
 
 Table = TypeVar("Table", Requests, Tokens, Telemetry)
 

@@ -134,7 +134,7 @@ def _pairs(study: Study, device: Device | None, findings: Findings) -> None:
     for j, name in enumerate(study.methods):
         method = known(catalog.method, name)
         for engine in dict.fromkeys(e.name for e in study.engines):
-            if method is None or engine not in TRAITS or (engine, name) not in meet:
+            if method is None or engine not in TRAITS or TRAITS[engine].predicted or (engine, name) not in meet:
                 continue
             flags = method.engines.get(engine)
             if flags is None:

@@ -5,17 +5,12 @@ from __future__ import annotations
 import math
 
 from qmeter import catalog
-from qmeter.analysis.energy import CROSS_CHECK
-from qmeter.analysis.window_length import REPEAT_TOLERANCE, cross_check_window_s, repeat_spread, repeat_window_s
 from qmeter.catalog import ModelShape
-from qmeter.engines.table import Gpus, traits
 from qmeter.errors import SpecError
-from qmeter.spec.study import Study, expand
+from qmeter.spec.study import Study
 from qmeter.spec.workload import (
     SLO,
     ClosedArrivals,
-    GammaArrivals,
-    PoissonArrivals,
     RampArrivals,
     SyntheticPrompts,
     TraceArrivals,
@@ -48,8 +43,6 @@ def check(study: Study, host: HostFacts, findings: Findings) -> None:
         _model_tokens(i, workload, study, findings)
         _concurrency(workload, study, findings)
         _window(workload, expected, workload.slo or study.slo, findings)
-        if _on_gpus(study, host):
-            _gpu_energy(workload, study, findings)
         _prompts(workload, findings)
     if study.repeats == 1:
         findings.warn(
@@ -168,39 +161,6 @@ def _window(workload: WorkloadSpec, expected: float | None, slo: SLO | None, fin
         findings.warn(
             "few_requests", f"workload {name}: about {counted:.0f} requests count in its window; {why}",
             "lengthen the window, or raise the rate or the repeats",
-        )  # fmt: skip
-
-
-def _on_gpus(study: Study, host: HostFacts) -> bool:
-    """Whether energy will come from GPU counters."""
-    device = host.device_of(study)
-    gpu = device.kind == "gpu" if device else bool(host.gpus)
-    return gpu and all(traits(e.name).gpus is not Gpus.NONE and not traits(e.name).attached for e in study.engines)
-
-
-def _gpu_energy(workload: WorkloadSpec, study: Study, findings: Findings) -> None:
-    """Windows too short for the energy bars: the 2% cross-check in each cell, 3% in J/token between repeats."""
-    law, name = workload.arrivals, workload.name
-    needed_s = cross_check_window_s("closed" if isinstance(law, ClosedArrivals) else "open")
-    if workload.window < needed_s:
-        findings.warn(
-            "short_energy_window",
-            f"workload {name}: integrated power and the energy counter may differ by more than {CROSS_CHECK:.0%} by "
-            f"chance in a window of {workload.window:g} s (power is refreshed at 10 Hz)",
-            f"window: {math.ceil(needed_s)}s",
-        )  # fmt: skip
-    if study.repeats == 1 or study.same_requests or not isinstance(law, PoissonArrivals | GammaArrivals):
-        return
-    if len({cell.repeat for cell in expand(study) if cell.workload.name == name}) < 2:
-        return
-    cv = 1.0 if isinstance(law, PoissonArrivals) else law.burstiness**-0.5
-    spread = repeat_spread(law.rate, workload.window, cv)
-    if spread > REPEAT_TOLERANCE:
-        findings.warn(
-            "repeats_differ",
-            f"workload {name}: J/token of two repeats may differ by {spread:.0%} by their arrivals alone; "
-            f"{REPEAT_TOLERANCE:.0%} takes a window of {math.ceil(repeat_window_s(law.rate, cv))} s",
-            "same_requests: true sends the same requests in each repeat",
         )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from qmeter import catalog
 from qmeter.catalog import Device
 from qmeter.catalog.memory import MemoryFit, memory_fit
 from qmeter.engines.base import Artifact
-from qmeter.engines.table import ENGINES, availability, gpus_of
+from qmeter.engines.table import ENGINES, Gpus, availability, gpus_of, traits
 from qmeter.errors import QMeterError
 from qmeter.spec.study import Deployment, Study, expand
 from qmeter.spec.workload import WorkloadSpec
@@ -119,7 +119,10 @@ def _plan(study: Study, group: Group, member: Member, number: int, host: HostFac
         devices = tuple(range(deployment.parallelism.devices if count is None else count))
     shown = visible_env(member.devices, host.gpus)
     command, env, problem = _command(deployment, shown)
-    fit = _fit(deployment, [c.workload for c in member.cells], host.device_of(study))
+    device = host.device_of(study)
+    if device is None and traits(deployment.engine.name).gpus is Gpus.NONE:
+        device = catalog.device("cpu")
+    fit = _fit(deployment, [c.workload for c in member.cells], device)
     began_s, source = start_s(deployment, fit.weights_bytes if fit else None, first=first)
     return DeploymentPlan(
         deployment_id=deployment.id,

@@ -45,7 +45,7 @@ class HostFacts:
     Attributes:
         cores: ids of the cores that this process may use; empty: not known.
         gpus: how many GPUs there are; ``None``: not known, and then not checked.
-        device: the catalog's device that a study with ``device: auto`` meets here; ``None``: not one of the catalog's.
+        device: the catalog's GPU that a study with ``device: auto`` meets here; ``None``: none, or not in the catalog.
         environment: the environment's variables (names are looked up, values never shown).
     """
 
@@ -59,7 +59,7 @@ class HostFacts:
         """Cores and environment of this process; NVIDIA GPUs where NVML shows any (others the engine counts)."""
         found = provenance.host()["gpus"]
         gpus = len(open_gpus().handles) or None
-        device = catalog.device_from_nvml(found[0]["name"]) if found else catalog.device("cpu")
+        device = catalog.device_from_nvml(found[0]["name"]) if found else None
         cores = frozenset(os.sched_getaffinity(0))
         return cls(cores=cores, gpus=gpus, device=device.name if device else None, environment=os.environ)
 

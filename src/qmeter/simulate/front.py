@@ -1,0 +1,136 @@
+"""The front end between client and scheduler, from records: delays either way, and its time a token and a request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qmeter.record import CellTables
+from qmeter.simulate.observe import Observed, prefill_steps
+
+F64 = NDArray[np.float64]
+
+INPUT_EACH_S = {"vllm": 7e-4}
+"""Engine -> the front end's time a request where no burst shows it (vLLM's API server, 512 token ids a prompt)."""
+BURST = 32
+"""Requests sent together from which the front end's time a request can be told."""
+EACH_S = np.concatenate([[0.0], np.geomspace(5e-6, 3e-4, 80)])
+"""Times a token that are tried."""
+SHARP_S = 5e-3
+"""Delays are compared relative to themselves and this much."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One cell as the client and the scheduler saw it."""
+
+    workload: Mapping[str, Any]
+    tables: CellTables
+    steps: Observed
+
+
+def queue(end_s: F64, sequences: F64, each_s: float) -> F64:
+    """When a queue that takes ``each_s`` a sequence is done with each step's outputs. Shape (steps,)."""
+    work = np.cumsum(each_s * sequences)
+    return np.asarray(work + np.maximum.accumulate(end_s - (work - each_s * sequences)), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class _Stamps:
+    """Tokens of one cell: the step that gave each, and when the client had it; with the steps' ends and sequences."""
+
+    at: NDArray[np.int64]
+    stamp_s: F64
+    end_s: F64
+    sequences: F64
+
+    def beyond(self, each_s: float) -> F64:
+        """What the client's stamps are later than the queue's."""
+        return np.asarray(self.stamp_s - queue(self.end_s, self.sequences, each_s)[self.at], dtype=np.float64)
+
+
+def output_delay(cells: Sequence[Seen]) -> tuple[float, float]:
+    """From a step's result to the client's stamp: a constant, and the front end's time a token. Units: s.
+
+    The time a token is the one for which a queue explains first and last tokens best, cells counting by their mean
+    batch, since it is large batches that make the queue; the constant is the median over cells of what it leaves.
+    """
+    firsts, lasts = [], []
+    for cell in cells:
+        first, last = _stamps(cell)
+        firsts.append(first)
+        lasts += [last] if len(last.at) >= 5 else []
+    usable = [f for f in firsts if len(f.at) >= 5]
+    if not usable:
+        return 0.0, 0.0
+    best, least, constant = 0.0, np.inf, 0.0
+    for each_s in EACH_S:
+        base = float(np.median([np.median(f.beyond(each_s)) for f in usable]))
+        off = [
+            float(np.median(np.abs(p.beyond(each_s) - base) / (SHARP_S + p.stamp_s - p.end_s[p.at])))
+            for p in usable + lasts
+        ]
+        weights = [float(p.sequences[p.at].mean()) for p in usable + lasts]
+        if (score := float(np.average(off, weights=weights))) < least - 1e-9:
+            best, least, constant = float(each_s), score, base
+    return max(0.0, constant), best
+
+
+def _stamps(cell: Seen) -> tuple[_Stamps, _Stamps]:
+    s, r = cell.steps, cell.tables.requests
+    rows, at = prefill_steps(cell.tables, s.prefill, s.end_s)
+    sequences = (s.decodes + s.chunks).astype(np.float64)
+    delay = r.first_token_s[rows] - s.end_s[at]
+    keep = (delay > 0) & (delay < 5.0)
+    first = _Stamps(at[keep], r.first_token_s[rows][keep], s.end_s, sequences)
+    then = at + np.where(r.output_tokens > 0, r.output_tokens, 1)[rows] - 1
+    good = keep & (then < len(s)) & np.isfinite(r.last_token_s[rows])
+    delay = r.last_token_s[rows] - s.end_s[np.minimum(then, len(s) - 1)]
+    good &= (delay > 0) & (delay < 10.0)
+    return first, _Stamps(then[good], r.last_token_s[rows][good], s.end_s, sequences)
+
+
+def input_cost(cells: Sequence[Seen], engine: str, delay_s: float) -> float:
+    """The front end's time a request: until a burst filled a step, over its size; a lone request takes ``delay_s``."""
+    found = []
+    for cell in cells:
+        sent = np.sort(cell.tables.requests.sent_s[np.isfinite(cell.tables.requests.sent_s)])
+        if len(sent) < BURST:
+            continue
+        together = int(np.searchsorted(sent, sent[0] + 0.02, side="right"))
+        full = np.flatnonzero(cell.steps.prefill >= 0.9 * cell.steps.prefill.max(initial=1))
+        if together >= BURST and len(full):
+            found.append(max(0.0, float(cell.steps.start_s[full[0]] - sent[0]) - delay_s) / together)
+    return float(np.median(found)) if found else INPUT_EACH_S.get(engine, 0.0)
+
+
+def input_delay(cells: Sequence[Seen]) -> float:
+    """From the send to the scheduler: the delay that agrees with most requests. Units: s.
+
+    A request admitted by the decision at d(k), and not by the one before it at d(k-1), came between the two; with
+    asynchronous scheduling d(k) is when the results of step k-2 were seen. Only requests that nothing held up count.
+    """
+    lows, highs = [], []
+    for cell in cells:
+        s = cell.steps
+        rows, at = prefill_steps(cell.tables, s.prefill, s.end_s)
+        sent, end = cell.tables.requests.sent_s[rows], s.end_s
+        alone = s.prefill[at] < 0.5 * max(int(s.prefill.max(initial=1)), 4096)
+        idle = s.after_idle[at] & alone
+        lows.append(s.start_s[at[idle]] - sent[idle] - 2e-4)
+        highs.append(s.start_s[at[idle]] - sent[idle] + 2e-4)
+        later = alone & ~s.after_idle[at] & (at >= 3)
+        later &= ~s.after_idle[np.maximum(at - 1, 0)] & ~s.after_idle[np.maximum(at - 2, 0)]
+        lows.append(end[at[later] - 3] - sent[later])
+        highs.append(end[at[later] - 2] - sent[later])
+    low, high = np.concatenate(lows), np.concatenate(highs)
+    if len(low) < 5:
+        return 0.0
+    grid = np.arange(0.0, 0.05, 1e-4)
+    votes = ((low[None, :] <= grid[:, None]) & (grid[:, None] <= high[None, :])).sum(axis=1)
+    best = grid[votes >= votes.max()]
+    return float(best.mean())

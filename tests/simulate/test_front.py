@@ -1,0 +1,95 @@
+"""The front end between client and scheduler: one queue, and its times found in records."""
+
+import json
+
+import numpy as np
+import pytest
+from records import RULES, measured, truth, workload
+from sim_loads import constant, load
+
+from qmeter.simulate import fast, load_of
+from qmeter.simulate.front import Seen, input_cost, output_delay, queue
+from qmeter.simulate.observe import observed_steps
+from qmeter.simulate.rules import Rules
+from qmeter.simulate.steptime import StepModel
+from qmeter.spec.workload import WorkloadSpec
+from qmeter.workload import Vocabulary, build
+
+SYNC = Rules(64, 8, 1000, async_scheduling=False)
+
+
+def test_the_queue_is_its_recursion():
+    rng = np.random.default_rng(3)
+    ends, sequences, out, known = np.cumsum(rng.exponential(0.01, 300)), rng.integers(1, 200, 300), 0.0, []
+    for at, n in zip(ends, sequences, strict=True):
+        out = max(out, at) + 1e-4 * n
+        known.append(out)
+    np.testing.assert_allclose(queue(ends, sequences.astype(float), 1e-4), known, rtol=0, atol=1e-12)
+
+
+def slow_front(each_s, **more):
+    return StepModel(np.full(2, 0.01), np.full(2, 0.01), output_seq_s=each_s, **more)
+
+
+def test_a_closed_loop_waits_for_a_front_end_that_falls_behind():
+    """GIVEN 4 in flight, 10 ms a step and 5 ms a token THEN a round of 10 steps takes 10 x 4 x 5 ms, not 100 ms."""
+    made = load(np.zeros(40), np.full(40, 4), np.full(40, 10), concurrency=4)
+    quick, slow = fast.simulate(made, SYNC, slow_front(0.0)), fast.simulate(made, SYNC, slow_front(0.005))
+    np.testing.assert_allclose(quick.arrival_s[4::4], 0.1 * np.arange(1, 10))
+    np.testing.assert_allclose(np.diff(slow.arrival_s[4::4]), 0.2 + 0.01, atol=0.011)
+
+
+def test_a_request_waits_until_the_outputs_before_it_are_out():
+    """GIVEN 8 sequences whose outputs take 160 ms a step of 10 ms THEN a request that comes at 50 ms is late."""
+    arrivals = np.concatenate([np.zeros(7), [0.05]])
+    made = load(arrivals, np.full(8, 4), np.full(8, 20))
+    assert fast.simulate(made, SYNC, slow_front(0.0)).first_s[-1] == pytest.approx(0.06)
+    first = fast.simulate(made, SYNC, slow_front(0.02)).first_s[-1]
+    assert first > 0.01 * 20  # the engine ended all the others meanwhile
+    assert first == pytest.approx(0.01 + 5 * 7 * 0.02 + 0.01, abs=0.02 * 7)
+
+
+def test_requests_that_come_together_get_through_together():
+    steps = slow_front(0.0, input_each_s=0.003)
+    run = fast.simulate(load([0.0, 0.1, 0.1, 0.1], [4] * 4, [1] * 4), SYNC, steps)
+    assert run.first_s[0] == pytest.approx(0.013)
+    np.testing.assert_allclose(run.first_s[1:], 0.1 + 3 * 0.003 + 0.01)
+
+
+def test_its_times_are_found_in_records():
+    spec = workload({"kind": "closed", "concurrency": 48}, 6.0)
+    from dataclasses import replace
+
+    true = replace(truth(noise=0.0), output_seq_s=2e-4, input_each_s=5e-4, input_s=0.001)
+    record, tables = measured(spec, model=true)
+    seen = [Seen(record.cell["workload"], tables, observed_steps(tables))]
+    constant_s, each_s = output_delay(seen)
+    assert each_s == pytest.approx(2e-4, rel=0.1) and constant_s == pytest.approx(5e-4, abs=3e-4)
+    assert input_cost(seen, "vllm", 0.0015) == pytest.approx(5e-4, rel=0.15)
+    light, light_tables = measured(workload({"kind": "poisson", "rate": "1/s"}, 6.0), model=true)
+    only = [Seen(light.cell["workload"], light_tables, observed_steps(light_tables))]
+    assert input_cost(only, "openvino", 0.0) == 0.0 < input_cost(only, "vllm", 0.0)
+
+
+def test_mooncakes_hashes_are_prefix_hits(tmp_path):
+    """GIVEN a trace whose rows share leading 512-token blocks THEN those blocks, and no others, are found again."""
+    rows = [
+        {"timestamp": 0, "input_length": 1024, "output_length": 4, "hash_ids": [1, 2]},
+        {"timestamp": 1000, "input_length": 1500, "output_length": 4, "hash_ids": [1, 2, 3]},
+        {"timestamp": 2000, "input_length": 1024, "output_length": 4, "hash_ids": [9, 2]},
+        {"timestamp": 3000, "input_length": 1536, "output_length": 4, "hash_ids": [1, 7, 8]},
+        {"timestamp": 9000, "input_length": 10, "output_length": 4, "hash_ids": [99]},
+    ]
+    path = tmp_path / "trace.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    spec = WorkloadSpec.model_validate(
+        {"name": "m", "arrivals": {"kind": "trace", "path": str(path), "format": "mooncake"}, "warmup": "0s",
+         "prompt_tokens": {"kind": "trace"}, "output_tokens": {"kind": "trace"}, "window": "5s", "drain": "5s"}
+    )  # fmt: skip
+    from dataclasses import replace
+
+    rules = replace(RULES, prefix_cache=True)
+    made = load_of(build(spec, 1, Vocabulary(size=32000)), rules)
+    run = fast.simulate(made, rules, constant(0.01))
+    assert list(run.hit_tokens) == [0, 1024, 0, 512]
+    assert not fast.simulate(made, RULES, constant(0.01)).hit_tokens.any()
