@@ -9,7 +9,7 @@ import numpy as np
 
 from qmeter.analysis.metrics import metric
 from qmeter.record import Quantity
-from qmeter.tune.noise import Noise, Standing
+from qmeter.tune.noise import ENOUGH, Noise, Standing
 from qmeter.tune.problem import Term
 from qmeter.tune.tuner import Tuner
 
@@ -142,7 +142,7 @@ def _nearest(tuner: Tuner, found: Sequence[Standing]) -> list[str]:
 
 def _caveats(tuner: Tuner, noise: Noise, unsettled: Sequence[Standing]) -> tuple[str, ...]:
     out = []
-    if noise.points and noise.freedom < 3:
+    if noise.points and noise.freedom < ENOUGH:
         out.append("few points were measured twice: intervals come from within single runs, and miss what differs "
                    "from run to run")  # fmt: skip
     if unsettled:

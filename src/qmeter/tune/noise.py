@@ -25,6 +25,8 @@ SAMPLES = 512
 UNSURE = 0.05
 """A point whose chance to be on the front is between this and its complement is undecided."""
 LEAST_SIGMA = 0.002
+ENOUGH = 3
+"""Degrees of freedom from which the pooled spread of repeats is used alone."""
 
 
 @dataclass(frozen=True)
@@ -66,18 +68,21 @@ class Noise:
         between = np.sqrt(np.asarray(squares) / self.freedom) if self.freedom else np.zeros(len(self.terms))
         own = np.array([_median(column) for column in zip(*within, strict=True)]) if within else np.zeros(len(terms))
         self.between = np.broadcast_to(between, (len(self.terms),)).astype(float)
-        self.single = np.maximum(np.where(self.freedom >= 3, self.between, np.maximum(self.between, own)), LEAST_SIGMA)
+        raw = np.where(self.freedom >= ENOUGH, self.between, np.maximum(self.between, own))
+        self.exact = raw == 0
+        self.single = np.maximum(raw, LEAST_SIGMA)
         self.points = [Measured(p, r.mean(axis=0), self.single / math.sqrt(len(r)), len(r)) for p, r in rows.items()]
 
     def interval(self, measured: Measured, term: Term, single: Quantity) -> Quantity:
         """A term's value over the repeats with a 95% interval."""
         j = self.terms.index(term)
         value = term.value(float(measured.losses[j]))
-        if not self.freedom:
+        if self.exact[j] or (measured.repeats == 1 and self.freedom < ENOUGH):
             return single
-        half = _t975(self.freedom) * float(measured.errors[j])
+        pooled = self.freedom >= ENOUGH
+        half = (_t975(self.freedom) if pooled else 1.96) * float(measured.errors[j])
         ends = sorted(term.value(float(measured.losses[j]) + s * half) for s in (-1, 1))
-        why = f"spread pooled over {self.freedom} repeats of all points"
+        why = f"spread pooled over {self.freedom} repeats of all points" if pooled else "spread within single runs"
         return Quantity.of(value, term.unit, low=ends[0], high=ends[1], n=measured.repeats, why=why)
 
 

@@ -28,7 +28,7 @@ ENGINE_AXES = ("max_sequences", "token_budget", "max_model_tokens", "kv_cache_gi
                "eager")  # fmt: skip
 """Engine knobs that an axis may name; ``options.NAME`` passes any other to the engine as given."""
 AXES = (METHOD, KV, *PARALLEL, POWER, *ENGINE_AXES)
-MOST_POINTS = 50_000
+MOST_POINTS = 20_000
 PERFORMANCE = ("weight_bytes", "memory_peak_bytes")
 
 
