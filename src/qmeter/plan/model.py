@@ -93,6 +93,9 @@ def solve(problem: Problem, *, gap: float = 0.01, time_limit_s: float = 60.0) ->
     """
     started = time.monotonic()
     keep = _undominated(problem)
+    if not np.any(problem.demand_hz > 0):
+        nobody = np.zeros((problem.shape[1], problem.shape[0], problem.shape[2]))
+        return Solution(np.zeros(problem.shape[0], dtype=np.int64), nobody, 0.0, 0.0, 1.0, 0.0)
     if not len(keep):
         return None
     small = _pools(problem, keep)
