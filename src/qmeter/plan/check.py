@@ -15,7 +15,7 @@ from qmeter.plan.table import Table
 
 F64 = NDArray[np.float64]
 
-LARGEST_POOL = 16
+LARGEST_POOL = 8
 """Replicas simulated together when a pool's limit is looked for; a larger pool holds no less a replica."""
 FRESH = 4
 REQUESTS = 8000
