@@ -56,7 +56,7 @@ class Upstream:
             writer.close()
 
     async def _answer(self, body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
-        b = self.behave
+        b = "503" if self.behave == "sick" else self.behave
         if b.isdigit():
             extra = b"Retry-After: 7\r\n" if b == "429" else b""
             text = json.dumps({"error": {"message": f"said {b}"}}).encode()

@@ -22,6 +22,7 @@ from qmeter.schedule.evaluate import routed
 from qmeter.schedule.solve import Answer, solve
 from qmeter.schedule.write import answer_data, write_schedule
 
+pytestmark = pytest.mark.timeout(900)  # the first use of the simulator compiles it
 QUICK = Precision(requests=1500, tolerance=0.03)
 TRACES = Path(__file__).parents[3] / "shared" / "traces"
 

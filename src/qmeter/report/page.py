@@ -15,19 +15,13 @@ _TEMPLATES = "qmeter.report.templates"
 _SITE = re.compile(r"https?://(?!www\.w3\.org/)[^/\s\"'`<>)\\]+")
 
 
-def render(
-    parts: Mapping[str, Any],
-    chart_groups: Mapping[str, Sequence[Chart]],
-    styles: Sequence[Style],
-    template: str = "report.html.j2",
-) -> str:
+def render(parts: Mapping[str, Any], chart_groups: Mapping[str, Sequence[Chart]], styles: Sequence[Style]) -> str:
     """The whole page.
 
     Args:
         parts: what the template names.
         chart_groups: charts by section; they are embedded as data, drawn by the inline Vega runtime.
         styles: methods in the legend.
-        template: the page's.
     """
     specs = [c for charts in chart_groups.values() for c in charts]
     return render_template("report.html.j2", parts, chart_groups, styles, runtime() if specs else "")

@@ -8,7 +8,7 @@ from typing import Any
 import qmeter
 from qmeter.report.charts import Chart, altair
 from qmeter.report.export import write_csv, write_pictures
-from qmeter.report.page import render
+from qmeter.report.page import render_template, runtime
 from qmeter.report.palette import COLOURS, REFERENCE, Style
 from qmeter.schedule import words
 from qmeter.schedule.solve import NAMES, Answer, timeline
@@ -40,7 +40,7 @@ def write_schedule_report(answer: Answer, out: Path) -> Path:
         "legends": {"load": _classes(answer), "replicas": _kinds(answer), "power": _policies(answer)},
     }  # fmt: skip
     page = out / "report.html"
-    write_atomic(page, render(parts, {c.name: [c] for c in charts}, [], template="schedule.html.j2"))
+    write_atomic(page, render_template("schedule.html.j2", parts, {c.name: [c] for c in charts}, [], runtime()))
     write_csv(out / "tables" / "policies.csv", [COLUMNS, *rows])
     write_pictures(out / "charts", charts)
     return page
