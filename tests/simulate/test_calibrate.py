@@ -14,8 +14,6 @@ from qmeter.simulate.observe import observed_steps
 from qmeter.simulate.validate import compare, leave_one_out, scores
 from qmeter.workload import Vocabulary, build
 
-KNOWN = "the fit of host and device apart misses this tolerance by a few per cent: the simulator is not finished"
-
 
 @pytest.fixture(scope="module")
 def records():
@@ -37,7 +35,6 @@ def test_observed_steps_carry_the_true_work(records):
     assert steps.kv[pure].max() > 5000
 
 
-@pytest.mark.xfail(reason=KNOWN, strict=False)
 @pytest.mark.parametrize("keep", [True, False], ids=["iteration log", "token times alone"])
 def test_the_fit_finds_the_truth(keep):
     found = calibrate(*study(keep_steps=keep)).step_model(noise=False)
@@ -63,7 +60,6 @@ def test_energy_is_found(calibration):
     assert found.idle_w == pytest.approx(80.0, rel=0.1)
 
 
-@pytest.mark.xfail(reason=KNOWN, strict=False)
 def test_held_out_loads_are_predicted(calibration):
     rows = []
     for k, spec in enumerate(HELD):
