@@ -68,7 +68,7 @@ def test_first_tokens_come_in_order_of_arrival(case):
 @ANY
 @given(cases())
 def test_work_conservation(case):
-    """GIVEN any run behind a front end that takes no time THEN the engine is idle only while nobody is in the system."""
+    """GIVEN a front end that takes no time THEN the engine is idle only while nobody is in the system."""
     made, rules, steps = case
     steps = replace(steps, output_seq_s=0.0, input_each_s=0.0)
     run = fast.simulate(made, rules, steps, detail=True)
