@@ -43,6 +43,15 @@ def test_every_replica_does_what_it_would_do_alone_with_its_requests(router):
         np.testing.assert_allclose(fleet.end_s[own], alone.end_s, atol=1e-9)
 
 
+def test_the_last_step_of_an_asynchronous_replica_is_seen():
+    """GIVEN replicas advanced up to an arrival in the middle of a pipeline THEN every request still ends."""
+    rules = Rules(2048, 64, 4000, async_scheduling=True)
+    for seed in range(20):
+        made = traffic(n=150, rate=16.0, seed=seed)
+        fleet = run_fleet(Fleet((ReplicaKind("a", rules, model()),), (0,) * 16), made)
+        assert np.isfinite(fleet.first_s).all() and np.isfinite(fleet.end_s).all()
+
+
 def test_least_loaded_beats_round_robin_on_unequal_replicas():
     slow = ReplicaKind("slow", RULES, model(host_s=0.03))
     made = traffic(rate=30)

@@ -162,6 +162,7 @@ def route(s: Stack, k: Kinds, work: Work, start: I64, units: I64, log: Log, grou
 def drain(s: Stack, k: Kinds, work: Work, start: I64, units: I64, log: Log) -> int:
     """Let every replica finish. Returns 0, or STUCK."""
     for r in range(len(s.kind)):
-        if s.ints[r, DONE] < s.assigned[r] and advance_one(s, k, work, start, units, log, r, np.inf) == STUCK:
+        # A request counts as done once its last step is launched; with asynchronous scheduling its stamp comes later.
+        if s.assigned[r] > 0 and advance_one(s, k, work, start, units, log, r, np.inf) == STUCK:
             return STUCK
     return 0
