@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -86,12 +87,16 @@ def _one(result: PlanResult, pool: int, number: int, folder: Path) -> Deployable
 
 
 def _command(study: Study) -> tuple[str | None, str | None]:
-    """The engine's command for one replica; vLLM need not be on the host that plans."""
+    """The engine's command for one replica; the engine need not be on the host that plans."""
     engine = study.engines[0]
-    if engine.name == "vllm" and engine.binary is None:
-        study = study.model_copy(update={"engines": (engine.model_copy(update={"binary": "vllm"}),)})
+    if engine.name == "vllm" and engine.binary is None:  # the program of the host that serves, where that will do
+        named = study.model_copy(update={"engines": (engine.model_copy(update={"binary": "vllm"}),)})
+        if command := plan_study(named)[0].command:
+            return shlex.join(command), None
     first = plan_study(study)[0]
-    return shlex.join(first.command) if first.command else None, first.problem
+    if first.command is None:
+        return None, first.problem
+    return shlex.join("python3" if word == sys.executable else word for word in first.command), None
 
 
 def _any(values: Any) -> bool:
