@@ -24,7 +24,7 @@ _SENT = ("Accept", "X-Request-Id")
 _RETURNED = ("Content-Type", "Content-Encoding", "Retry-After", "X-Request-Id", "Cache-Control")
 RETRIED = frozenset({429, 500, 502, 503, 504})
 """Answers after which another replica is tried."""
-DOUBTED = frozenset({"connect_failed", "http_502", "http_503", "http_504"})
+DOUBTED = frozenset({"connect_failed", "connection_reset", "http_502", "http_503", "http_504"})
 """Outcomes after which a replica gets nothing until a health check succeeds; requests wait for it, or for another."""
 MOST_ANSWER_BYTES = 64 << 20
 """Longest answer that is not a stream."""
