@@ -98,13 +98,13 @@ def _performance(r: Recommendation) -> str:
         rate = shown(point.get("throughput_tok_s"))
         return f"The study sets no SLO, so it is judged by its highest output rate: {rate} at {load_text(point.load)}."
     limit = ", the highest load that was tried: its limit was not seen" if r.at_limit else ""
-    kept = "within noise " if point.verdict is SLOVerdict.LIKELY else ""
+    kept = ", within noise," if point.verdict is SLOVerdict.LIKELY else ""
     met, goodput = share(point.get("slo_attainment")), str(shown(point.get("goodput_hz")))
     gpus = r.choice.deployment.key.gpus
     if any(c.deployment.key.gpus != gpus for c in r.candidates):
         goodput = f"{goodput} on {gpus} GPU{'s' if gpus > 1 else ''} ({shown(r.choice.value(Criterion.PER_GPU))} a GPU)"
     return (
-        f"It {kept}keeps the SLO ({slo_text(r.slo)}) up to {load_text(point.load)}{limit}. "
+        f"It keeps{kept} the SLO ({slo_text(r.slo)}) up to {load_text(point.load)}{limit}. "
         f"There, {met} of requests meet it, a goodput of {goodput}."
     )
 
