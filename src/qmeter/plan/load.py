@@ -11,6 +11,7 @@ from qmeter.errors import SpecError
 from qmeter.plan.spec import PlanSpec
 from qmeter.spec.document import Document, Fault, YamlPath, read_document
 from qmeter.spec.explain import explain, stray_booleans
+from qmeter.spec.read import beside
 
 CLASSES_AT_MOST = 60
 
@@ -126,19 +127,14 @@ def _any(values: float | tuple[float, ...]) -> bool:
 
 def _with_paths(spec: PlanSpec, folder: Path) -> PlanSpec:
     """The plan with paths that exist beside the file made absolute."""
-
-    def placed(text: str) -> str:
-        there = folder / Path(text).expanduser()
-        return str(there.resolve()) if there.exists() else text
-
     classes = []
     for c in spec.classes:
-        trace = c.trace and c.trace.model_copy(update={"path": placed(c.trace.path)})
+        trace = c.trace and c.trace.model_copy(update={"path": beside(c.trace.path, folder)})
         classes.append(c.model_copy(update={"trace": trace}))
     fleet = []
     for f in spec.fleet:
         quality = f.quality
         if quality is not None and quality.source is not None:
-            quality = quality.model_copy(update={"source": placed(quality.source)})
-        fleet.append(f.model_copy(update={"source": placed(f.source), "quality": quality}))
+            quality = quality.model_copy(update={"source": beside(quality.source, folder)})
+        fleet.append(f.model_copy(update={"source": beside(f.source, folder), "quality": quality}))
     return spec.model_copy(update={"classes": tuple(classes), "fleet": tuple(fleet)})

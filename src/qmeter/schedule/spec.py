@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from qmeter.spec.document import Fault
-from qmeter.spec.read import read_file
+from qmeter.spec.read import beside, read_file
 from qmeter.spec.study import NAME
 from qmeter.spec.units import DurationS
 from qmeter.spec.workload import SLO, FixedLength, Frozen, Lengths, PositiveRate
@@ -176,10 +176,7 @@ def load_spec(path: Path) -> ScheduleSpec:
 
 
 def _found(text: str | None, folder: Path) -> str | None:
-    if text is None:
-        return None
-    beside = folder / Path(text).expanduser()
-    return str(beside.resolve()) if beside.exists() else text
+    return None if text is None else beside(text, folder)
 
 
 def _broken_rules(spec: ScheduleSpec) -> Iterator[Fault]:

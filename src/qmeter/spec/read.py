@@ -21,15 +21,29 @@ def read_file(path: Path, root: type[Root], rules: Callable[[Root], Iterable[Fau
     Raises:
         SpecError: with every fault of the file: its path, the value found, what is valid, the line.
     """
+    return read_text(text_of(path), path.name, root, rules)
+
+
+def text_of(path: Path) -> str:
+    """The file's text.
+
+    Raises:
+        SpecError: it is not there, cannot be read, or is not UTF-8.
+    """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise SpecError(f"no file at {path}", hint="check the path") from None
     except OSError as error:
         raise SpecError(f"cannot read {path}: {error.strerror}", hint="check the path and its permissions") from None
     except UnicodeDecodeError as error:
         raise SpecError(f"{path} is not text in UTF-8 (byte {error.start})", hint="save it as UTF-8") from None
-    return read_text(text, path.name, root, rules)
+
+
+def beside(text: str, folder: Path) -> str:
+    """A path as a file in ``folder`` names it, absolute where it exists there; else as it was written."""
+    there = folder / Path(text).expanduser()
+    return str(there.resolve()) if there.exists() else text
 
 
 def read_text(text: str, name: str, root: type[Root], rules: Callable[[Root], Iterable[Fault]] = lambda _: ()) -> Root:

@@ -16,6 +16,7 @@ from qmeter.errors import SpecError
 from qmeter.spec.document import Document, Fault, YamlPath, read_document
 from qmeter.spec.explain import explain, stray_booleans, unknown
 from qmeter.spec.load import draft_text
+from qmeter.spec.read import text_of
 from qmeter.spec.study import NAME, EngineRef, Parallelism, Study
 from qmeter.spec.units import parse_bytes, parse_duration_s
 from qmeter.spec.workload import Frozen
@@ -165,11 +166,7 @@ def load_tune(path: Path) -> Tuning:
     Raises:
         SpecError: with every fault: path, value, what is valid, line.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise SpecError(f"cannot read {path}: {error.strerror}", hint="check the path") from error
-    return load_tune_text(text, path.name, path.parent)
+    return load_tune_text(text_of(path), path.name, path.parent)
 
 
 def load_tune_text(text: str, name: str, folder: Path) -> Tuning:
@@ -214,10 +211,10 @@ def _base(spec: TuneSpec, document: Document, folder: Path) -> Study:
     if isinstance(spec.study, str):
         file = folder / spec.study
         try:
-            data = read_document(file.read_text(encoding="utf-8-sig"), file.name).data
-        except OSError as error:
+            data = read_document(text_of(file), file.name).data
+        except SpecError as error:
             raise SpecError(f"{document.name}: 1 fault; nothing was started",
-                            faults=[("study", f"cannot read {str(file)!r}: {error.strerror}")]) from error  # fmt: skip
+                            faults=[("study", error.message)], hint=error.hint) from error  # fmt: skip
         place = file.parent
     else:
         data, place = spec.study, folder
