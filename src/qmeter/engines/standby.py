@@ -1,7 +1,7 @@
 """One engine program started ahead: it has done its imports and waits for the launch that it will become.
 
 An engine whose start is mostly imports names such a program in :attr:`~qmeter.engines.base.Launch.standby`. It is
-started, under a guard of its own, once the deployment before it is ready; it takes no device and no port. The launch
+started, under a guard of its own, while the deployment before it starts; it takes no device and no port. The launch
 reaches it as one JSON line on its standard input: ``{"argv": […], "env": {…}, "log": path}``.
 """
 

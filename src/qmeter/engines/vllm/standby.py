@@ -14,6 +14,9 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
+
+from qmeter.engines.vllm import kernel_cache
 
 MODULES = (
     "vllm.entrypoints.cli.main",
@@ -53,6 +56,9 @@ def main() -> int:
     for name in MODULES:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    with contextlib.suppress(ImportError, AttributeError):
+        root = Path(importlib.import_module("vllm.envs").VLLM_CACHE_ROOT)
+        kernel_cache.share(importlib.import_module("vllm.v1.worker.gpu_worker"), root / "qmeter_triton")
     fresh = cuda_touched()
     print(f"standby: imports took {time.monotonic() - started:.1f} s", flush=True)
     line = sys.stdin.readline()
