@@ -56,6 +56,23 @@ def test_requests_that_come_together_get_through_together():
     np.testing.assert_allclose(run.first_s[1:], 0.1 + 3 * 0.003 + 0.01)
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_request_that_came_before_a_steps_outputs_goes_before_them(asynchronous):
+    """GIVEN 2 ms at the front end and steps of 10 ms WHEN a request comes 7 ms before outputs THEN it is in the step decided then.
+
+    Processed after those outputs, as it once was, it would miss that decision and wait one step more.
+    """
+    rules = Rules(64, 8, 1000, async_scheduling=asynchronous)
+    slow = slow_front(1e-4, input_each_s=0.002)
+    run = fast.simulate(load([0.0, 0.1], [4, 4], [30, 1]), rules, slow, detail=True)
+    assert run.detail is not None
+    ends = run.detail.step_start_s + run.detail.step_s
+    decided = float(ends[ends >= 0.1][0])  # when the outputs of the running step are seen
+    arrival = decided - 0.007
+    late = fast.simulate(load([0.0, arrival], [4, 4], [30, 1]), rules, slow).first_s[1]
+    assert late == pytest.approx(decided + (0.02 if asynchronous else 0.01), abs=1e-6)
+
+
 def test_its_times_are_found_in_records():
     spec = workload({"kind": "closed", "concurrency": 48}, 6.0)
     from dataclasses import replace

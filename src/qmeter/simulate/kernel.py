@@ -309,7 +309,8 @@ def _stamp(rep: Replica, work: Work, rule: I64, c: F64, log: Log, at: float) -> 
 
 @jit
 def _see_results(rep: Replica, work: Work, rule: I64, c: F64, log: Log, at: float) -> None:
-    """The newest step's tokens are out ``at``."""
+    """The newest step's tokens are out ``at``; requests that reached the front end before them go first."""
+    _pass_front(rep, work, c, at)
     _account(rep, rule, c, log, at)
     _stamp(rep, work, rule, c, log, at)
 
@@ -461,19 +462,23 @@ def _next_door(ints: I64, work: Work) -> float:
 
 
 @jit
-def _front(rep: Replica, co: Coefficients, first: float, last: float, steps: int) -> None:
-    """The front end after ``steps`` results of one batch, the first seen at ``first``, the last at ``last``.
+def _front(rep: Replica, work: Work, c: F64, first: float, before: float, last: float, steps: int) -> None:
+    """The front end after ``steps`` results of one batch: the first seen at ``first``, the last two at ``before``, ``last``.
 
-    Steps of a run never get shorter, so what keeps the front end busy longest began with the first or is the last.
+    Steps of a run never get shorter, so what keeps the front end busy longest began with the first or is the last. No
+    request reaches the front end before the last but one: it would have ended the run.
     """
     floats = rep.floats
-    each = co.c[OUT_SEQ_S] * rep.ints[POUT]
-    floats[FRONT] = max(max(floats[FRONT], first) + steps * each, last + each)
+    each = c[OUT_SEQ_S] * rep.ints[POUT]
+    if steps > 1:
+        floats[FRONT] = max(max(floats[FRONT], first) + (steps - 1) * each, before + each)
+    _pass_front(rep, work, c, last)
+    floats[FRONT] = max(floats[FRONT], last) + each
 
 
 @jit
-def _closed_form(rep: Replica, co: Coefficients, most: int, bound: float, floor: float, first: float, slope: float,
-                 tail: float) -> int:  # fmt: skip
+def _closed_form(rep: Replica, work: Work, co: Coefficients, most: int, bound: float, floor: float, first: float,
+                 slope: float, tail: float) -> int:  # fmt: skip
     """Steps of a run in closed form, after its first ones; 0 where the pipeline is not in step yet.
 
     Synchronous: each step lasts max(device, host + tail). Asynchronous: either the device is busy all the time and each
@@ -487,7 +492,8 @@ def _closed_form(rep: Replica, co: Coefficients, most: int, bound: float, floor:
         if bound < np.inf:
             steps = min(most, max(1, steps_until(least, first, slope, bound - d, most)))
         seconds = run_seconds(least, first, slope, steps)
-        _front(rep, co, d + max(least, first), d + seconds, steps)
+        before = d + run_seconds(least, first, slope, steps - 1)
+        _front(rep, work, co.c, d + max(least, first), before, d + seconds, steps)
         floats[NOW] = floats[DEVICE] = floats[DEC] = floats[PSTART] = d + seconds
         floats[BUSY] += seconds
         floats[ENERGY] += co.c[BUSY_W] * seconds
@@ -498,6 +504,7 @@ def _closed_form(rep: Replica, co: Coefficients, most: int, bound: float, floor:
         if bound < np.inf:
             steps = min(most, max(1, steps_until(0.0, before, slope, bound - d, most)))
         gone, one = run_seconds(0.0, before, slope, steps), before
+        but_one = run_seconds(0.0, before, slope, steps - 1)
         floats[DEVICE] = d + gone + first + slope * (steps - 1)
     else:
         steps = min(most, under(floor, first, slope, most))
@@ -505,10 +512,10 @@ def _closed_form(rep: Replica, co: Coefficients, most: int, bound: float, floor:
             return 0
         if bound < np.inf:
             steps = min(steps, max(1, int(np.ceil((bound - d) / floor))))
-        gone, one = floor * steps, floor
+        gone, one, but_one = floor * steps, floor, floor * (steps - 1)
         floats[DEVICE] = d + gone + tail
     seen = d + gone
-    _front(rep, co, d + one, seen, steps)
+    _front(rep, work, co.c, d + one, d + but_one, seen, steps)
     floats[BUSY] += seen - floats[PSTART]
     floats[ENERGY] += co.c[BUSY_W] * (seen - floats[PSTART])
     floats[PSTART] = floats[NOW] = floats[DEC] = seen
@@ -541,7 +548,7 @@ def _decode_run(rep: Replica, work: Work, co: Coefficients, log: Log, most: int,
             break
         if closed and (done > 0 or rule[ASYNC] == 0):
             ints[POUT] = n
-            more = _closed_form(rep, co, most - done, bound, floor, first + slope * done, slope, c[TAIL_S])
+            more = _closed_form(rep, work, co, most - done, bound, floor, first + slope * done, slope, c[TAIL_S])
             done += more
             if more > 0:
                 continue
@@ -560,6 +567,7 @@ def _decode_run(rep: Replica, work: Work, co: Coefficients, log: Log, most: int,
         done += 1
         ints[G] += 1
         if rule[ASYNC] == 0:
+            _pass_front(rep, work, c, floats[DEVICE])
             _account(rep, rule, c, log, floats[DEVICE])
     return done
 
