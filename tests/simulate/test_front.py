@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from records import RULES, measured, truth, workload
-from sim_loads import constant, load
+from sim_loads import constant, load, model
 
 from qmeter.simulate import fast, load_of
 from qmeter.simulate.front import Seen, input_cost, output_delay, queue
@@ -25,6 +25,19 @@ def test_the_queue_is_its_recursion():
         out = max(out, at) + 1e-4 * n
         known.append(out)
     np.testing.assert_allclose(queue(ends, sequences.astype(float), 1e-4), known, rtol=0, atol=1e-12)
+
+
+def test_the_simulator_sends_tokens_on_by_the_queue_that_is_fitted():
+    rng = np.random.default_rng(4)
+    made = load(np.cumsum(rng.exponential(0.02, 60)), rng.integers(1, 90, 60), rng.integers(2, 60, 60))
+    run = fast.simulate(made, Rules(256, 16, 4000), model(noise=1, output_seq_s=1e-3), detail=True)
+    d = run.detail
+    ends = d.step_start_s + d.step_s
+    known = queue(ends, (d.step_decodes + d.step_prefill > 0) * d.step_running.astype(float), 1e-3)
+    np.testing.assert_allclose(d.step_out_s, known, rtol=0, atol=1e-9)
+    at = np.searchsorted(ends, np.array([run.first_s, run.end_s]) - 1e-9)
+    np.testing.assert_allclose([run.first_out_s, run.end_out_s], d.step_out_s[at], rtol=0, atol=1e-9)
+    assert (run.end_out_s - run.end_s).max() > 10e-3
 
 
 def slow_front(each_s, **more):
