@@ -91,6 +91,7 @@ def test_another_calibration_is_not_mixed_in(calibration, tmp_path, capsys):
     [
         ("calibration: CALIBRATION, ", "", "name a calibration file"),
         ("draws: 4", "max_sequences: 4", "limits are the calibration's own"),
+        ("methods: [bf16]", "methods: [bf16]\nparallelism: [{dp: 2}]", "simulated takes pp and tp, found dp 2"),
     ],
 )
 def test_a_wrong_study_is_refused_before_anything_runs(old, new, says, calibration, tmp_path, capsys):
