@@ -46,6 +46,7 @@ def record(
     status: CellStatus = CellStatus.OK,
     warnings: tuple[Reason, ...] = (),
     slo: dict[str, float] | None = None,
+    tp: int = 1,
     **changes: Any,
 ) -> Record:
     """One record with the numbers that a summary reads."""
@@ -55,7 +56,9 @@ def record(
         "prompt_tokens": {"kind": "fixed", "tokens": 64}, "output_tokens": {"kind": "fixed", "tokens": 16},
         "slo": promise or None,
     }  # fmt: skip
-    parts = {"model": {"name": "m"}, "engine": {"name": "e"}, "method": method, "device": "d", "parallelism": {"tp": 1}}
+    parts = {
+        "model": {"name": "m"}, "engine": {"name": "e"}, "method": method, "device": "d", "parallelism": {"tp": tp},
+    }  # fmt: skip
     unknown = Quantity.unknown("J/token", "no counter")
     metrics = {
         "slo_attainment": Quantity.of(attained, "1", low=max(0, attained - 0.03), high=min(1, attained + 0.03), n=100),
@@ -66,8 +69,8 @@ def record(
     return Record(
         kind=changes.get("kind", RecordKind.MEASURED),
         study="s",
-        cell_id=f"{method}-{rate}-{repeat}-{changes.get('kind', '')}",
-        deployment_id=method,
+        cell_id=f"{method}-{tp}-{rate}-{repeat}-{changes.get('kind', '')}",
+        deployment_id=f"{method}-{tp}",
         status=status,
         reasons=(Reason(kind="OutOfMemory", stage="launch", message="too big"),) if status is CellStatus.FAILED else (),
         warnings=warnings,
@@ -227,6 +230,23 @@ def test_a_dominated_deployment_names_what_beats_it() -> None:
     made = decide(record("ref"), record("a", energy=0.5), record("b", energy=None))
     by = {p.key.label: p.dominated_by and p.dominated_by.label for p in made.pareto[0].points}
     assert by == {"ref": "a", "a": None, "b": None}
+
+
+def test_twice_the_goodput_of_twice_the_gpus_dominates_nothing() -> None:
+    """GIVEN 4/s on one GPU and 6/s on two at equal J/token THEN by the GPU one dominates; more than twice beats it."""
+    (found,) = decide(record("ref"), record("ref", 6, tp=2)).pareto
+    assert [(a.name, a.per_gpu) for a in found.axes][:2] == [("goodput_hz", True), ("j_per_output_token", False)]
+    by = {p.key.label: p.dominated_by and p.dominated_by.label for p in found.points}
+    assert by == {"ref": None, "ref tp2": "ref"}
+    rates = {p.key.label: (p.objectives["goodput_hz"].value, p.point.get("goodput_hz").value) for p in found.points}
+    assert rates == {"ref": (4.0, 4.0), "ref tp2": (3.0, 6.0)}
+    (found,) = decide(record("ref"), record("ref", 12, tp=2)).pareto
+    assert {p.key.label: p.dominated_by is not None for p in found.points} == {"ref": True, "ref tp2": False}
+    (found,) = decide(*(record("ref", 4, repeat=k) for k in (0, 1)),
+                      *(record("ref", 4, repeat=k, tp=2) for k in (0, 1))).pareto  # fmt: skip
+    assert {p.key.label: p.dominated_by is not None for p in found.points} == {"ref": False, "ref tp2": True}, "paired"
+    (same,) = decide(record("ref", tp=2), record("a", 6, tp=2)).pareto
+    assert not any(a.per_gpu for a in same.axes) and same.points[1].objectives["goodput_hz"].value == 6.0
 
 
 def test_every_metric_has_a_definition_and_derived_names_are_explained() -> None:

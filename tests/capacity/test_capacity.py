@@ -23,6 +23,8 @@ from qmeter.errors import AnalysisError
 from qmeter.record import Quantity
 from qmeter.simulate.calibration import save
 from qmeter.simulate.engine import run_cell
+from qmeter.simulate.fleet import Fleet, ReplicaKind, run_fleet
+from qmeter.simulate.load import SimLoad
 from qmeter.spec.workload import SLO, FixedLength, UniformLength, WorkloadSpec
 from qmeter.testing.deployments import made_calibration
 from qmeter.workload import Vocabulary, build
@@ -38,7 +40,9 @@ def offer():
     return offer_of(made_calibration(), Supply(price_usd_h=4.0, count=8))
 
 
-def test_latencies_are_those_that_a_client_of_the_simulated_engine_measures(offer):
+@pytest.mark.parametrize("front", [{}, {"output_seq_s": 2e-3, "input_each_s": 7e-4}], ids=["none", "behind"])
+def test_latencies_are_those_that_a_client_of_the_simulated_engine_measures(front):
+    offer = offer_of(made_calibration(**front))
     spec = WorkloadSpec.model_validate({
         "name": "w", "arrivals": {"kind": "poisson", "rate": "8/s"}, "warmup": "0s", "window": "60s", "drain": "60s",
         "prompt_tokens": {"kind": "uniform", "low": 50, "high": 300},
@@ -53,9 +57,39 @@ def test_latencies_are_those_that_a_client_of_the_simulated_engine_measures(offe
     lengths = [np.array([getattr(r, k) for r in schedule.requests]) for k in ("prompt_tokens", "output_tokens")]
     requests = type(mix)(mix.mix, np.asarray(schedule.send_s), *lengths, np.zeros(n, dtype=int))
     served = pool.serve_times(np.asarray(schedule.send_s), requests)
+    columns = cell.tables.requests
+    np.testing.assert_allclose(served.ttft_s, columns.first_token_s - columns.sent_s, atol=1e-9)
+    np.testing.assert_allclose(served.e2e_s, columns.last_token_s - columns.sent_s, atol=1e-9)
     assert np.mean(served.ttft_s) == pytest.approx(measured["ttft_mean_s"].value, rel=1e-6)
     assert np.mean(served.tpot_s) == pytest.approx(measured["tpot_mean_s"].value, rel=1e-6)
     assert served.met(CHAT.slo).mean() == pytest.approx(measured["slo_attainment"].value, abs=1e-9)
+
+
+def test_every_replica_of_a_pool_has_a_front_end_of_its_own():
+    offer = offer_of(made_calibration(output_seq_s=2e-3, input_each_s=7e-4))
+    requests = sample(Mix((CHAT,)), 900, 3)
+    pool = Pool.of(offer, 3, seed=2)
+    served = pool.serve(requests, 8.0)
+    at = served.sent_s + offer.calibration.input_s
+    kinds = tuple(ReplicaKind("replica", pool.rules, m) for m in pool.models)
+    home = run_fleet(Fleet(kinds, (0, 1, 2)), SimLoad(at, requests.prompt, requests.output)).home
+    for r in range(3):
+        own = home == r
+        columns = (served.sent_s, requests.prompt, requests.output, requests.group)
+        mine = type(requests)(requests.mix, *(column[own] for column in columns))
+        alone = Pool(pool.rules, (pool.models[r],), 1, True).serve_times(served.sent_s[own], mine)
+        np.testing.assert_allclose(served.ttft_s[own], alone.ttft_s, atol=1e-9)
+        np.testing.assert_allclose(served.e2e_s[own], alone.e2e_s, atol=1e-9)
+
+
+def test_a_front_end_that_falls_behind_costs_capacity():
+    """GIVEN steps of 64 sequences in 20 ms WHEN each token takes the front end 0.6 ms THEN it binds, not the steps."""
+    rates = [
+        sustain(offer_of(made_calibration(output_seq_s=each)), Mix((BATCH,)), curve=False).rate_hz.value
+        for each in (0.0, 6e-4)
+    ]
+    tokens_hz = rates[1] * 60
+    assert tokens_hz * 6e-4 < 1.0 < rates[0] * 60 * 6e-4, "no queue sends on more than it can"
 
 
 def test_the_rate_found_is_kept_by_fresh_requests_and_a_higher_one_is_not(offer):

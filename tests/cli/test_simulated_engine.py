@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from qmeter.cli.main import _run
+from qmeter.engines import table
 from qmeter.record import CellStatus, RecordKind
 from qmeter.simulate import calibrate, save
 from qmeter.store import StudyStore
@@ -90,6 +91,7 @@ def test_another_calibration_is_not_mixed_in(calibration, tmp_path, capsys):
     [
         ("calibration: CALIBRATION, ", "", "name a calibration file"),
         ("draws: 4", "max_sequences: 4", "limits are the calibration's own"),
+        ("methods: [bf16]", "methods: [bf16]\nparallelism: [{dp: 2}]", "simulated takes pp and tp, found dp 2"),
     ],
 )
 def test_a_wrong_study_is_refused_before_anything_runs(old, new, says, calibration, tmp_path, capsys):
@@ -107,3 +109,16 @@ def test_a_method_that_was_never_calibrated_is_a_failed_record(calibration, tmp_
 def test_a_dry_run_says_that_nothing_is_started(calibration, tmp_path, capsys):
     code, out, _ = run(capsys, "run", study(tmp_path, calibration), "--dry-run")
     assert code == 0 and "nothing is started" in " ".join(out.split())
+
+
+def test_what_is_predicted_is_told_by_the_engines_row_not_by_its_name(calibration, tmp_path, capsys, monkeypatch):
+    """GIVEN another row that says predicted THEN its cells are predicted, and its options are the calibration's."""
+    monkeypatch.setitem(table.TRAITS, "oracle", table.TRAITS["simulated"])
+    monkeypatch.setitem(table.ENGINES._rows, "oracle", table.TRAITS["simulated"].adapter)
+    text = TEXT.replace("name: simulated", "name: oracle")
+    assert run(capsys, "run", study(tmp_path, calibration, text), "--out", tmp_path / "s", "--no-report")[0] == 1
+    good, far = StudyStore(tmp_path / "s").records()
+    assert good.kind is far.kind is RecordKind.SIMULATED and good.provenance.calibration == calibration.id
+    assert good.status is CellStatus.OK
+    code, _, err = run(capsys, "run", study(tmp_path, calibration, text.replace("draws: 4", "threads: 4")), "--dry-run")
+    assert code == 2 and "engine oracle takes calibration" in " ".join(err.split())

@@ -132,7 +132,7 @@ def test_lengths_that_the_calibration_does_not_cover(plan_text):
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(SpecError, match="cannot read"):
+    with pytest.raises(SpecError, match="no file at"):
         load_plan(tmp_path / "none.yaml")
     with pytest.raises(SpecError, match="1 fault"):
         load_plan_text("qmeter: [")

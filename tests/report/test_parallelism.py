@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,8 @@ from qmeter.analysis.summary import StudySummary, summarise
 from qmeter.record import Quantity, Record
 from qmeter.report import parallelism, write_report
 from qmeter.report.palette import REFERENCE, styles
-from qmeter.report.pictures import all_labels
+from qmeter.report.pictures import all_labels, pareto_charts
+from qmeter.report.views import Notes, groups
 from qmeter.report.words import advice
 from qmeter.testing.records import made_parallel_study, write_made_study
 
@@ -54,6 +56,19 @@ def test_more_gpus_are_not_recommended_where_fewer_keep_the_slo(summary: StudySu
     (open_loop, *_) = [r for r in summary.recommendations if "Poisson" in r.family]
     assert open_loop.choice is not None and open_loop.choice.deployment.key.gpus == 1
     assert "on 1 GPU (" in " ".join(advice(open_loop).why)
+
+
+def test_trade_offs_over_different_gpus_are_a_gpus_and_say_so(summary: StudySummary) -> None:
+    (found, view), *_ = [(s, g) for s, g in zip(summary.pareto, groups(summary, Notes()), strict=True)
+                         if "Poisson" in s.family]  # fmt: skip
+    assert "Goodput a GPU" in [c.head for c in view.columns]
+    rates = {p.key.label: p.objectives["goodput_hz"].value for p in found.points}
+    whole = {p.key.label: p.point.get("goodput_hz").value for p in found.points}
+    assert rates["bf16 tp4"] == pytest.approx(whole["bf16 tp4"] / 4) and rates["bf16"] == whole["bf16"]
+    charts = {c.title: c for c in pareto_charts(found, summary.deployments, styles(*all_labels(summary)))}
+    speed = charts["Speed against energy"]
+    assert '"Goodput a GPU, req/s"' in json.dumps(speed.spec)
+    assert {r["method"]: r["y"] for r in speed.rows}["bf16 tp4"] == pytest.approx(whole["bf16 tp4"] / 4)
 
 
 def test_neighbours_cost_what_was_made_up(summary: StudySummary, records: list[Record]) -> None:

@@ -13,14 +13,18 @@ import pytest
 import yaml
 from made import TEXT, install, spec_of
 
-from qmeter.capacity import Precision
+from qmeter.capacity import ClassLoad, Mix, Pool, Precision, offer_of
+from qmeter.capacity.traffic import Sample
 from qmeter.cli import main as cli
 from qmeter.errors import SpecError
 from qmeter.router.file import load_schedule
 from qmeter.schedule.day import forecast, lengths_of, make_day, rate_at
-from qmeter.schedule.evaluate import routed
+from qmeter.schedule.evaluate import evaluate, routed
+from qmeter.schedule.kinds import Choice, Kind
+from qmeter.schedule.policies import Course
 from qmeter.schedule.solve import Answer, solve
 from qmeter.schedule.write import answer_data, write_schedule
+from qmeter.testing.deployments import made_calibration
 
 pytestmark = pytest.mark.timeout(900)  # the first use of the simulator compiles it
 QUICK = Precision(requests=1500, tolerance=0.03)
@@ -58,6 +62,20 @@ def test_energy_adds_up(answer: Answer) -> None:
         planned = o.course.solution
         if planned is not None and o.course.name == "clairvoyant":
             assert o.energy_j == pytest.approx(planned.energy_j, rel=0.1), "the plan's energy is the simulation's"
+
+
+def test_latencies_as_served_are_those_of_a_client_behind_the_front_end() -> None:
+    """GIVEN one replica all day THEN TTFT and TPOT are the ones that a pool of one replica gives for these requests."""
+    spec, offer = spec_of(), offer_of(made_calibration(output_seq_s=4e-4, input_each_s=7e-4))
+    kind = Kind("bf16", offer, (20.0,), (80.0, 150.0, 250.0, 380.0), 60.0, 9e3, {"score": 0.7})
+    day = make_day(spec, 3)
+    course = Course("one", "one replica", np.zeros(1), np.ones((1, 1), dtype=np.int64), np.ones((1, 1, 1)))
+    found = evaluate(spec, Choice((kind,), {"h200": 40.0}, (), 4096), day, course)
+    requests = Sample(Mix((ClassLoad("chat", lengths_of(spec.classes[0]), spec.classes[0].slo),)), day.at_s, day.prompt,
+                      day.output, day.group)  # fmt: skip
+    pool = Pool.of(offer, seed=0).serve_times(day.at_s, requests)
+    assert found.ttft_p99_s == pytest.approx(np.quantile(pool.ttft_s, 0.99), rel=1e-9)
+    assert found.tpot_p99_s == pytest.approx(np.quantile(pool.tpot_s, 0.99), rel=1e-9)
 
 
 def test_requests_follow_the_shares(answer: Answer) -> None:

@@ -80,6 +80,25 @@ def measured(spec, model=None, seed=7, keep_steps=True, engine="vllm"):
     return record, tables
 
 
+def data_parallel(spec, seed=7, told=True):
+    """``(record, tables)`` of a cell on two replicas behind one server, each with an iteration log of its own.
+
+    ``told``: the deployment says dp 2 (an attached server need not).
+    """
+    (record, one), (_, two) = measured(spec, seed=seed), measured(spec, seed=seed + 50)
+
+    def both(name, **changed):
+        a, b = getattr(one, name).columns(), getattr(two, name).columns() | changed
+        return type(getattr(one, name))(**{n: np.concatenate([a[n], b[n]]) for n in a})
+
+    tokens = both("tokens", request=two.tokens.request + len(one.requests))
+    steps = both("steps", replica=np.ones(len(two.steps), dtype=np.int16))
+    tables = replace(one, requests=both("requests"), tokens=tokens, steps=steps)
+    deployment = record.cell["deployment"] | ({"parallelism": {"tp": 1, "pp": 1, "dp": 2}} if told else {})
+    cell = record.cell | {"deployment": deployment}
+    return record.model_copy(update={"cell": cell, "deployment_id": "dp2", "cell_id": f"dp2-{seed}"}), tables
+
+
 def study(loads=LOADS, **more):
     """Records, and a function that gives their tables."""
     pairs = [measured(spec, seed=100 + k, **more) for k, spec in enumerate(loads)]

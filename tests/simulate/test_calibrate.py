@@ -4,11 +4,12 @@ import json
 
 import numpy as np
 import pytest
-from records import EFFECTIVE, HELD, LOADS, measured, study, truth, workload
+from records import EFFECTIVE, HELD, LOADS, data_parallel, measured, study, truth, workload
 
 from qmeter.errors import AnalysisError
 from qmeter.record import CellStatus
-from qmeter.simulate import Calibration, calibrate, find, load_calibrations, predict, run_cell, save
+from qmeter.simulate import Calibration, calibrate, find, load_calibrations, predict, run_cell, save, sources
+from qmeter.simulate.carry import fit_records
 from qmeter.simulate.fit import hinges, knots_for, nonnegative
 from qmeter.simulate.observe import observed_steps
 from qmeter.simulate.validate import compare, leave_one_out, scores
@@ -141,6 +142,34 @@ def test_unusable_records_are_refused(records):
     other = records[0][1].model_copy(update={"deployment_id": "other"})
     with pytest.raises(AnalysisError, match="several deployments"):
         calibrate([records[0][0], other], records[1])
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["by the deployment", "by the iteration log alone"])
+def test_data_parallel_replicas_are_refused_since_their_steps_overlap(told):
+    pairs = [data_parallel(spec, seed=100 + k, told=told) for k, spec in enumerate(LOADS[:2])]
+    kept = {r.cell_id: t for r, t in pairs}
+    with pytest.raises(AnalysisError, match="2 data-parallel replicas step beside each other") as caught:
+        calibrate([r for r, _ in pairs], lambda r: kept[r.cell_id], draws=3)
+    assert "without dp" in caught.value.hint
+
+
+def test_a_source_with_replicas_and_without_gives_those_without(records, monkeypatch):
+    dp, tables = data_parallel(LOADS[1])
+
+    class Results:
+        def records(self):
+            return [dp, *records[0]]
+
+        def tables(self, record):
+            return tables if record is dp else records[1](record)
+
+    monkeypatch.setattr(sources, "open_results", lambda _: Results())
+    (found,) = sources.calibrations_of("both", method="bf16")
+    assert found.deployment["parallelism"]["dp"] == 1
+    assert fit_records([[dp], records[0]], Results().tables) == fit_records([records[0]], Results().tables)
+    monkeypatch.setattr(Results, "records", lambda self: [dp])
+    with pytest.raises(AnalysisError, match="data-parallel"):
+        sources.calibrations_of("dp alone", method="bf16")
 
 
 def test_hinges_with_nonnegative_coefficients_never_fall():

@@ -28,10 +28,13 @@ def test_fast_equals_step_by_step_to_a_nanosecond(case):
         quick = fast.simulate(made, rules, steps, detail=detail)
         np.testing.assert_allclose(quick.first_s, slow.first_s, **CLOSE)
         np.testing.assert_allclose(quick.end_s, slow.end_s, **CLOSE)
+        np.testing.assert_allclose(quick.first_out_s, slow.first_out_s, **CLOSE)
+        np.testing.assert_allclose(quick.end_out_s, slow.end_out_s, **CLOSE)
         assert (quick.steps, list(quick.preemptions)) == (slow.steps, list(slow.preemptions))
         assert quick.busy_s == pytest.approx(slow.busy_s, abs=1e-9)
         assert quick.energy_j == pytest.approx(slow.energy_j, rel=1e-9)
     np.testing.assert_allclose(quick.detail.token_s, slow.detail.token_s, **CLOSE)
+    np.testing.assert_allclose(quick.detail.step_out_s, slow.detail.step_out_s, **CLOSE)
     for column in ("step_decodes", "step_prefill", "step_used", "step_running", "step_waiting", "step_kv"):
         np.testing.assert_array_equal(getattr(quick.detail, column), getattr(slow.detail, column), err_msg=column)
 

@@ -16,8 +16,11 @@ from qmeter.simulate.spread import SPREADS, Cores, Here, RayTasks
 RULES = Rules(2048, 64, 4000)
 
 
-def kind(**more):
-    return ReplicaKind("a", RULES, model(idle_w=100.0), **more)
+FRONT = {"output_seq_s": 2e-4, "input_each_s": 7e-4}
+
+
+def kind(front=None, **more):
+    return ReplicaKind("a", RULES, model(idle_w=100.0, **(front or {})), **more)
 
 
 def traffic(n=600, rate=60.0, seed=0):
@@ -36,11 +39,13 @@ def test_a_fleet_of_one_is_that_replica(router):
 @pytest.mark.parametrize("router", ROUTERS)
 def test_every_replica_does_what_it_would_do_alone_with_its_requests(router):
     made = traffic()
-    fleet = run_fleet(Fleet((kind(),), (0, 0, 0), router=router), made)
+    fleet = run_fleet(Fleet((kind(FRONT),), (0, 0, 0), router=router), made)
     for r in range(3):
         own = fleet.home == r
-        alone = simulate(SimLoad(made.arrival_s[own], made.prompt[own], made.output[own]), RULES, model())
-        np.testing.assert_allclose(fleet.end_s[own], alone.end_s, atol=1e-9)
+        alone = simulate(SimLoad(made.arrival_s[own], made.prompt[own], made.output[own]), RULES, model(**FRONT))
+        for name in ("first_s", "end_s", "first_out_s", "end_out_s"):
+            np.testing.assert_allclose(getattr(fleet, name)[own], getattr(alone, name), atol=1e-9, err_msg=name)
+    assert (fleet.end_out_s > fleet.end_s).all()
 
 
 def test_the_last_step_of_an_asynchronous_replica_is_seen():
@@ -106,6 +111,16 @@ def test_a_failed_replica_loses_its_requests_and_they_are_served_elsewhere():
     assert again.any() and np.isfinite(fleet.end_s).all()
     assert (fleet.first_s[again] > 3.0).all() and (fleet.home[again] == 1).all()
     assert (fleet.end_s[fleet.home == 0] < 3.1).all()
+
+
+def test_a_failed_replica_loses_its_front_ends_queue_too():
+    """GIVEN a front end seconds behind WHEN its replica fails and starts again THEN it begins with nothing in it."""
+    made = traffic(n=400, rate=100)
+    events = (FleetEvent(2.0, 0, Change.FAIL), FleetEvent(2.5, 0, Change.START))
+    runs = [run_fleet(Fleet((kind({"output_seq_s": 0.02}),), (0,), events=e), made) for e in (events, ())]
+    next_one = int(np.argmax(made.arrival_s > 2.5))
+    fresh, behind = (r.first_out_s[next_one] - made.arrival_s[next_one] for r in runs)
+    assert fresh < 0.2 and behind > 5.0
 
 
 def test_with_nobody_left_requests_are_not_served():

@@ -5,14 +5,16 @@ import json
 import numpy as np
 import pytest
 from records import RULES, measured, truth, workload
-from sim_loads import constant, load
+from sim_loads import constant, load, model
 
-from qmeter.simulate import fast, load_of
+from qmeter.simulate import fast, load_of, run_cell
 from qmeter.simulate.front import Seen, input_cost, output_delay, queue
 from qmeter.simulate.observe import observed_steps
+from qmeter.simulate.quick import quick
 from qmeter.simulate.rules import Rules
 from qmeter.simulate.steptime import StepModel
 from qmeter.spec.workload import WorkloadSpec
+from qmeter.testing.deployments import made_calibration
 from qmeter.workload import Vocabulary, build
 
 SYNC = Rules(64, 8, 1000, async_scheduling=False)
@@ -25,6 +27,31 @@ def test_the_queue_is_its_recursion():
         out = max(out, at) + 1e-4 * n
         known.append(out)
     np.testing.assert_allclose(queue(ends, sequences.astype(float), 1e-4), known, rtol=0, atol=1e-12)
+
+
+def test_the_simulator_sends_tokens_on_by_the_queue_that_is_fitted():
+    rng = np.random.default_rng(4)
+    made = load(np.cumsum(rng.exponential(0.02, 60)), rng.integers(1, 90, 60), rng.integers(2, 60, 60))
+    run = fast.simulate(made, Rules(256, 16, 4000), model(noise=1, output_seq_s=1e-3), detail=True)
+    d = run.detail
+    ends = d.step_start_s + d.step_s
+    known = queue(ends, (d.step_decodes + d.step_prefill > 0) * d.step_running.astype(float), 1e-3)
+    np.testing.assert_allclose(d.step_out_s, known, rtol=0, atol=1e-9)
+    at = np.searchsorted(ends, np.array([run.first_s, run.end_s]) - 1e-9)
+    np.testing.assert_allclose([run.first_out_s, run.end_out_s], d.step_out_s[at], rtol=0, atol=1e-9)
+    assert (run.end_out_s - run.end_s).max() > 10e-3
+
+
+def test_a_searchs_quick_numbers_count_the_front_end_as_a_simulated_cell_does():
+    made = made_calibration(output_seq_s=2e-3, input_each_s=7e-4)
+    spec = workload({"kind": "poisson", "rate": "5/s"}, 30.0)
+    schedule = build(spec, 4, Vocabulary(size=1000))
+    found = quick(made, spec, schedule, seed=2, noise=True)
+    r = run_cell(made, schedule, seed=2).tables.requests
+    due = (r.sent_s >= 2.0) & (r.sent_s < 32.0)
+    assert found["ttft_mean_s"] == pytest.approx((r.first_token_s - r.sent_s)[due].mean(), rel=1e-9)
+    tpot = (r.last_token_s - r.first_token_s) / (r.output_tokens - 1)
+    assert found["tpot_mean_s"] == pytest.approx(tpot[due].mean(), rel=1e-9)
 
 
 def slow_front(each_s, **more):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,20 @@ def test_a_mistake_is_named(old, new, path, says):
     places = dict(caught.value.faults)
     assert path in places, places
     assert says in places[path]
+
+
+def test_faults_come_in_the_files_order_each_with_its_line():
+    text = GOOD.replace("objectives: [", "search: {sampler: bayes}\nobjectives: [").replace("fp8", "fp9")
+    moved = "objectives" + text.split("objectives", 1)[1]
+    text = text.replace(moved, "").replace("study:", f"{moved.replace('ttft_p90_s', 'ttft_p91_s').strip()}\nstudy:")
+    with pytest.raises(SpecError) as caught:
+        load(text)
+    assert [place for place, _ in caught.value.faults] == ["objectives[0]", "space.method[1]", "search.sampler"]
+    lines = [int(re.search(r"line (\d+)", message)[1]) for _, message in caught.value.faults]
+    assert lines == sorted(lines)
+    with pytest.raises(SpecError) as caught:
+        load(GOOD.replace("[{name: vllm}]", "[{name: vllm}, {name: openvino}]"))
+    assert caught.value.faults == (("study.engines", "a tuning has one: make the others an axis of space (line 6)"),)
 
 
 def test_kv_types_become_methods_of_the_catalog():

@@ -78,15 +78,17 @@ def folder_a(tmp_path):
     (tmp_path / "a").mkdir()
 
 
-def test_a_torn_line_is_cut_off_and_a_broken_one_named(tmp_path):
+def test_a_torn_line_is_set_aside_and_a_broken_one_named(tmp_path):
     go(tuner(tmp_path / "a"), 4)
     path = tmp_path / "a" / "evaluations.jsonl"
     path.write_bytes(path.read_bytes()[:-20])
+    torn = path.read_bytes().splitlines()[-1]
     made = tuner(tmp_path / "a")
     assert made.done == 3
     again = made.ask()
     made.tell(again, answer(again))
     assert tuner(tmp_path / "a").done == 4
+    assert path.with_suffix(".torn").read_bytes() == torn + b"\n"
     path.write_text(path.read_text().replace('"event"', '"evnt"', 1))
     with pytest.raises(StoreError, match="line 1"):
         tuner(tmp_path / "a")

@@ -66,10 +66,11 @@ def paired_relation(a: Mapping[K, float], b: Mapping[K, float], better: Better) 
 
 @dataclass(frozen=True)
 class Axis:
-    """One objective: a quantity's name and which way is better."""
+    """One objective: a quantity's name, which way is better, and whether it counts a GPU of the deployment's."""
 
     name: str
     better: Better
+    per_gpu: bool = False
 
 
 def dominates(relations: Sequence[Relation]) -> bool:

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 from qmeter.analysis.compare import Relation, paired_relation, relation
+from qmeter.analysis.energy import scaled
 from qmeter.analysis.metrics import Better
 from qmeter.analysis.repeats import over_repeats
 from qmeter.catalog import device_from_nvml
@@ -319,6 +320,14 @@ def stand(a: Point, b: Point, name: str, better: Better, peers: tuple[Sequence[P
         return relation(a.get(name), b.get(name), better)
     paired = paired_relation(mine, others, better)
     return relation(a.get(name), b.get(name), better) if paired is Relation.UNKNOWN else paired
+
+
+def per_gpu(point: Point, name: str) -> Point:
+    """The point with a rate shared out over its deployment's GPUs: what one does not need, a replica can use."""
+    share, rate = 1 / point.key.gpus, point.get(name)
+    repeats = {k: v * share for k, v in point.by_repeat.get(name, {}).items()}
+    return replace(point, metrics={**point.metrics, name: scaled(rate, share, rate.unit)},
+                   by_repeat={**point.by_repeat, name: repeats})  # fmt: skip
 
 
 def _paired_values(points: Sequence[Point], name: str) -> dict[tuple[str, int], float]:

@@ -11,9 +11,8 @@ from enum import StrEnum
 from functools import partial
 
 from qmeter.analysis.compare import Relation, bounds, relation
-from qmeter.analysis.energy import scaled
 from qmeter.analysis.metrics import Better
-from qmeter.analysis.points import Deployment, Point, SLOVerdict, stand
+from qmeter.analysis.points import Deployment, Point, SLOVerdict, per_gpu, stand
 from qmeter.record import Quantity
 from qmeter.spec.workload import SLO
 
@@ -70,8 +69,8 @@ class Candidate:
         if self.point is None:
             return Quantity.unknown("1", "no load point")
         if criterion is Criterion.PER_GPU:
-            rate = self.point.get("goodput_hz" if self.point.slo else "throughput_tok_s")
-            return scaled(rate, 1 / self.deployment.key.gpus, rate.unit)
+            rate = "goodput_hz" if self.point.slo else "throughput_tok_s"
+            return per_gpu(self.point, rate).get(rate)
         return self.point.get(criterion.value)
 
     def stands(self, other: Candidate, criterion: Criterion) -> Relation:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from qmeter.analysis.compare import Axis, Relation, pareto, relation
 from qmeter.analysis.metrics import Better
-from qmeter.analysis.points import Deployment, DeploymentKey, Point, Problem, group, qualified, stand
+from qmeter.analysis.points import Deployment, DeploymentKey, Point, Problem, group, per_gpu, qualified, stand
 from qmeter.analysis.recommend import QUALITY_TOLERANCE, Recommendation, recommend
 from qmeter.record import Quantity, Record
 
@@ -27,6 +27,7 @@ class ParetoSet:
     """The trade-off of one model on one family of workloads.
 
     ``axes`` are the objectives compared (known for at least one deployment); ``left_out`` names the others and why.
+    Where deployments take different numbers of GPUs, goodput (output rate) counts a GPU, and its axis says so.
     """
 
     model: str
@@ -111,12 +112,14 @@ def pareto_set(deployments: list[Deployment], model: str, family: str) -> Pareto
     """Who dominates whom on performance, energy a token and quality, at each deployment's best point."""
     mine = [(d, p) for d in deployments if d.key.model == model and (p := best_point(d, family)) is not None]
     performance = "goodput_hz" if any(p.slo for _, p in mine) else "throughput_tok_s"
+    shared = len({d.key.gpus for d, _ in mine}) > 1
+    compared = [per_gpu(p, performance) if shared else p for _, p in mine]
     wanted = (
-        Axis(performance, Better.HIGHER),
+        Axis(performance, Better.HIGHER, shared),
         Axis("j_per_output_token", Better.LOWER),
         Axis("ppl_ratio", Better.LOWER),
     )
-    rows = [{a.name: _objective(d, p, a.name) for a in wanted} for d, p in mine]
+    rows = [{a.name: _objective(d, p, a.name) for a in wanted} for (d, _), p in zip(mine, compared, strict=True)]
     axes = tuple(a for a in wanted if any(r[a.name].known for r in rows))
     left_out = {a.name: rows[0][a.name].why or "unknown" for a in wanted if rows and a not in axes}
     loads = [[p for p in d.points if p.family == family] for d, _ in mine]
@@ -125,7 +128,7 @@ def pareto_set(deployments: list[Deployment], model: str, family: str) -> Pareto
         return [
             relation(rows[i][a.name], rows[j][a.name], a.better)
             if a.name == "ppl_ratio"
-            else stand(mine[i][1], mine[j][1], a.name, a.better, (loads[i], loads[j]))
+            else stand(compared[i], compared[j], a.name, a.better, (loads[i], loads[j]))
             for a in axes
         ]
 

@@ -1,7 +1,7 @@
 """Serve a sample with one offer: latencies as the client sees them, and power. One replica, or several behind a router.
 
 Single replicas run on the compiled kernel, several on :func:`qmeter.simulate.fleet.run_fleet`. Either way the front
-end's delays count: TTFT = input_s + (spacing) + first token + output_s + output_seq_s · sequences of the step.
+end counts as the simulator has it: input_s (and spacing), its queue of requests and outputs, output_s.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from qmeter.capacity.traffic import Sample
 from qmeter.errors import AnalysisError
 from qmeter.simulate.engine import at_scheduler
 from qmeter.simulate.fast import simulate
-from qmeter.simulate.fleet import Fleet, ReplicaKind, run_fleet
-from qmeter.simulate.load import SimLoad
+from qmeter.simulate.fleet import Fleet, FleetResult, ReplicaKind, run_fleet
+from qmeter.simulate.load import SimLoad, SimResult
 from qmeter.simulate.rules import Rules
 from qmeter.simulate.steptime import StepModel
 from qmeter.spec.workload import SLO
@@ -124,7 +124,7 @@ class Pool:
     def _one(self, load: SimLoad, replica: int = 0) -> tuple[F64, F64, float, float, float]:
         model = self.models[replica % len(self.models)]
         r = simulate(at_scheduler(load, model), self.rules, model)
-        first, end = self._stamped(r.first_s, r.end_s)
+        first, end = self._stamped(r)
         return first, end, r.energy_j, r.busy_s, r.end_of_work_s
 
     def _many(self, load: SimLoad) -> tuple[F64, F64, float, float, float]:
@@ -134,10 +134,7 @@ class Pool:
         r = run_fleet(fleet, moved)
         if self.model.spacing_s:
             return self._spaced(load, r.home)
-        first, end = np.empty(len(load)), np.empty(len(load))
-        for home in range(self.replicas):
-            own = r.home == home
-            first[own], end[own] = self._stamped(r.first_s[own], r.end_s[own])
+        first, end = self._stamped(r)
         return first, end, float(r.step_energy_j.sum()), float(r.busy_s.sum()), r.end_of_work_s
 
     def _spaced(self, load: SimLoad, home: I64) -> tuple[F64, F64, float, float, float]:
@@ -152,15 +149,8 @@ class Pool:
                 joules, busy, span = joules + j, busy + b, max(span, s)
         return first, end, joules, busy, span
 
-    def _stamped(self, first: F64, end: F64) -> tuple[F64, F64]:
-        """Client's stamps of first and last tokens: the step's end, and the way out through the front end."""
-        if not np.all(np.isfinite(end)):
+    def _stamped(self, r: SimResult | FleetResult) -> tuple[F64, F64]:
+        """Client's stamps of first and last tokens."""
+        if not np.all(np.isfinite(r.end_out_s)):
             raise AnalysisError("a request was never served", hint="report this as a fault")
-        m = self.model
-        begun, ended = np.sort(first), np.sort(end)
-
-        def out(t: F64) -> F64:
-            there = np.searchsorted(begun, t, side="right") - np.searchsorted(ended, t, side="left")
-            return np.asarray(t + m.output_s + m.output_seq_s * there, dtype=np.float64)
-
-        return out(first), out(end)
+        return r.first_out_s + self.model.output_s, r.end_out_s + self.model.output_s

@@ -9,8 +9,6 @@ from qmeter.errors import EngineUnavailable
 from qmeter.record import EffectiveConfig
 from qmeter.spec.study import Deployment
 
-SIMULATED = "simulated"
-"""Name of the engine in a study."""
 WHY = "a simulated deployment has no server"
 
 

@@ -95,7 +95,7 @@ TRAITS: dict[str, Traits] = {
         "predicted from engines[].options.calibration; nothing is started",
         gpus=Gpus.NONE,
         predicted=True,
-        parallel=frozenset({"tp", "pp", "dp"}),
+        parallel=frozenset({"tp", "pp"}),
         cold_start_s=0.0,
         start_s=0.0,
     ),

@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from qmeter.errors import SpecError
 from qmeter.plan.spec import PlanSpec
-from qmeter.spec.document import Document, Fault, YamlPath, read_document
-from qmeter.spec.explain import explain, stray_booleans
-from qmeter.spec.read import beside
+from qmeter.spec.document import Fault, YamlPath
+from qmeter.spec.read import beside, read_file, read_text
 
 CLASSES_AT_MOST = 60
 
@@ -22,38 +18,12 @@ def load_plan(path: Path) -> PlanSpec:
     Raises:
         SpecError: every fault of the file: its YAML path, the value found, what is valid, the line.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise SpecError(f"cannot read {path}: {error.strerror}", hint="check the path and its permissions") from None
-    except UnicodeDecodeError as error:
-        raise SpecError(f"{path} is not text in UTF-8 (byte {error.start})", hint="save it as UTF-8") from None
-    return _with_paths(load_plan_text(text, path.name), path.parent)
+    return _with_paths(read_file(path, PlanSpec, _broken_rules), path.parent)
 
 
 def load_plan_text(text: str, name: str = "plan") -> PlanSpec:
     """As :func:`load_plan`, from text."""
-    document = read_document(text, name)
-    faults, spec = list(document.faults), None
-    if isinstance(document.data, dict):
-        try:
-            spec = PlanSpec.model_validate(document.data)
-        except ValidationError as error:
-            faults += explain(error, PlanSpec, document.data)
-        faults += stray_booleans(PlanSpec, document.data)
-        faults += _broken_rules(spec) if spec else []
-    if spec is not None and not faults:
-        return spec
-    raise refusal(document, faults)
-
-
-def refusal(document: Document, faults: list[Fault]) -> SpecError:
-    """The error that carries all faults, in the file's order, with lines."""
-    placed = [Fault(f.path, f.message, document.line(f.path)) for f in dict.fromkeys(faults)]
-    ordered = sorted(placed, key=lambda f: (f.line, [str(p) for p in f.path]))
-    count = f"{len(ordered)} faults" if len(ordered) > 1 else "1 fault"
-    return SpecError(f"{document.name}: {count}; nothing was planned", faults=[f.as_pair() for f in ordered],
-                     hint="correct the lines named and run the command again")  # fmt: skip
+    return read_text(text, name, PlanSpec, _broken_rules)
 
 
 def _broken_rules(spec: PlanSpec) -> Iterator[Fault]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from qmeter.analysis.interference import COMPARED, interference, ratio
 from qmeter.analysis.metrics import metric
-from qmeter.analysis.points import Deployment, Point
+from qmeter.analysis.points import Deployment, Point, per_gpu
 from qmeter.analysis.summary import StudySummary
 from qmeter.record import Quantity, Record
 from qmeter.report import charts
@@ -191,7 +191,7 @@ def _whole(d: Deployment, p: Point, name: str) -> Quantity:
 
 
 def _per_gpu(d: Deployment, p: Point, name: str) -> Quantity:
-    return _scaled(p.get(name), 1 / d.key.gpus, p.get(name).unit)
+    return per_gpu(p, name).get(name)
 
 
 def _per_kilojoule(d: Deployment, p: Point, name: str) -> Quantity:

@@ -87,18 +87,22 @@ def _trade_rows(found: ParetoSet, x: Axis, y: Axis) -> list[Row]:
 
 
 def _performance(found: ParetoSet, deployments: Sequence[Deployment]) -> Axis:
-    """Goodput (no SLO: output rate) at each method's best load; where it ties for most, latency at one common load."""
-    name = next((a.name for a in found.axes if a.name in ("goodput_hz", "throughput_tok_s")), "goodput_hz")
+    """Goodput (no SLO: output rate) at each method's best load; where it ties for most, latency at one common load.
+
+    Where they take different numbers of GPUs it is a GPU's, and never latency, which more GPUs shorten.
+    """
+    axis = next((a for a in found.axes if a.name in ("goodput_hz", "throughput_tok_s")), None)
+    name, each = (axis.name, axis.per_gpu) if axis else ("goodput_hz", False)
     best = [p.objectives[name].value or 0.0 for p in found.points]
     tied = sum(v >= 0.98 * max(best) for v in best) if best else 0
     common = common_workload(deployments, found.family)
-    if tied > len(best) / 2 and common is not None:
+    if tied > len(best) / 2 and common is not None and not each:
         mine = {p.key: p for d in deployments for p in d.points if p.workload == common.workload}
         none = Quantity.unknown("s", "no usable cell at this load")
         at = load_text(common.load)
         return f"E2E mean at {at}, ms", lambda p: mine[p.key].get("e2e_mean_s") if p.key in mine else none, 1000.0, 0.0
-    title = "Goodput, req/s" if name == "goodput_hz" else "Output rate, token/s"
-    return title, lambda p: p.objectives[name], 1.0, 0.0
+    word, unit = ("Goodput", "req/s") if name == "goodput_hz" else ("Output rate", "token/s")
+    return f"{word}{' a GPU' if each else ''}, {unit}", lambda p: p.objectives[name], 1.0, 0.0
 
 
 CURVES = (

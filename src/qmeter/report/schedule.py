@@ -140,25 +140,23 @@ def _hours(alt: Any) -> Any:
 
 
 def _bars(rows: list[Row], looks: list[Style], title: str) -> Row:
-    alt = altair()
-    names = [s.name for s in looks]
-    colour = alt.Color("series:N", legend=None, scale=alt.Scale(domain=names, range=[s.colour for s in looks]))
-    tips = [alt.Tooltip("series:N", title="Series"), alt.Tooltip("x:Q", title="Hour", format=".1f"),
-            alt.Tooltip("y:Q", title=title, format=".2f")]  # fmt: skip
-    chart = alt.Chart(alt.Data(values=rows)).mark_rect().encode(
-        x=_hours(alt), x2="x2:Q", y=alt.Y("y:Q", title=title, stack="zero"), color=colour, tooltip=tips
-    )  # fmt: skip
-    return _finished(chart.mark_bar(strokeWidth=0))
+    chart = _over_the_day(rows, looks, ("Series", title, ".2f")).mark_bar(strokeWidth=0)
+    return _finished(chart.encode(x2="x2:Q", y=altair().Y("y:Q", title=title, stack="zero")))
 
 
 def _steps(rows: list[Row], looks: list[Style], title: str) -> Row:
-    alt = altair()
-    names = [s.name for s in looks]
-    colour = alt.Color("series:N", legend=None, scale=alt.Scale(domain=names, range=[s.colour for s in looks]))
-    tips = [alt.Tooltip("series:N", title="Policy"), alt.Tooltip("x:Q", title="Hour", format=".1f"),
-            alt.Tooltip("y:Q", title=title, format=".0f")]  # fmt: skip
-    chart = alt.Chart(alt.Data(values=rows)).mark_line(interpolate="step-after", strokeWidth=2)
-    return _finished(chart.encode(x=_hours(alt), y=alt.Y("y:Q", title=title), color=colour, tooltip=tips))
+    chart = _over_the_day(rows, looks, ("Policy", title, ".0f")).mark_line(interpolate="step-after", strokeWidth=2)
+    return _finished(chart.encode(y=altair().Y("y:Q", title=title)))
+
+
+def _over_the_day(rows: list[Row], looks: list[Style], told: tuple[str, str, str]) -> Any:
+    """Rows by the hour, a colour a series; ``told``: what a series is, what the value is, and its format."""
+    alt, (series, value, digits) = altair(), told
+    scale = alt.Scale(domain=[s.name for s in looks], range=[s.colour for s in looks])
+    tips = [alt.Tooltip("series:N", title=series), alt.Tooltip("x:Q", title="Hour", format=".1f"),
+            alt.Tooltip("y:Q", title=value, format=digits)]  # fmt: skip
+    colour = alt.Color("series:N", legend=None, scale=scale)
+    return alt.Chart(alt.Data(values=rows)).encode(x=_hours(alt), color=colour, tooltip=tips)
 
 
 def _finished(chart: Any) -> Row:

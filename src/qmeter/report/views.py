@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from qmeter.analysis.metrics import metric
-from qmeter.analysis.points import Deployment, DeploymentKey, Point, SLOVerdict
+from qmeter.analysis.points import Deployment, DeploymentKey, Point, SLOVerdict, per_gpu
 from qmeter.analysis.recommend import Recommendation
 from qmeter.analysis.summary import ParetoSet, StudySummary
 from qmeter.record import Quantity, RecordKind
@@ -95,7 +95,8 @@ def _group(summary: StudySummary, r: Recommendation, pareto: ParetoSet, notes: N
     at = load_text(common.load) if common else "no load"
     order = _order(mine, r)
     kept = {p.key for p in pareto.points if p.dominated_by is None}
-    raw = [_quantities(d, r, common) for d in order]
+    each = any(a.per_gpu for a in pareto.axes)
+    raw = [_quantities(d, r, common, each) for d in order]
     spans = [_span([row[k] for row in raw]) for k in range(len(raw[0]))] if raw else []
     rows = []
     for d, quantities in zip(order, raw, strict=True):
@@ -104,7 +105,7 @@ def _group(summary: StudySummary, r: Recommendation, pareto: ParetoSet, notes: N
             cells.append(_cell(q, how, span, notes))
         candidate = next(c for c in r.candidates if c.deployment.key == d.key)
         rows.append(RowView(d.key.label, _title(d), _marks(d, r, kept), ruled_out(candidate, r), tuple(cells)))
-    goodput = "Goodput" if r.slo else "Output rate"
+    goodput = ("Goodput" if r.slo else "Output rate") + (" a GPU" if each else "")
     columns = (
         Column("SLO kept", "up to", "The highest load tried at which the promised share of requests met the SLO"),
         Column(goodput, "at best load", metric("goodput_hz" if r.slo else "throughput_tok_s").definition),
@@ -146,14 +147,15 @@ def _order(deployments: Sequence[Deployment], r: Recommendation) -> list[Deploym
     return sorted(deployments, key=rank)
 
 
-def _quantities(d: Deployment, r: Recommendation, common: Point | None) -> list[tuple[Quantity, str]]:
+def _quantities(d: Deployment, r: Recommendation, common: Point | None, each: bool) -> list[tuple[Quantity, str]]:
+    """One row's quantities and how each is shown; ``each``: the rate is a GPU's."""
     candidate = next(c for c in r.candidates if c.deployment.key == d.key)
     name = "goodput_hz" if r.slo else "throughput_tok_s"
     mine = [p for p in d.points if p.family == r.family]
     best = candidate.point or max(mine, key=lambda p: p.get(name).value or 0.0, default=None)
     at = next((p for p in mine if common and p.workload == common.workload), None)
     absent = "no usable cell at this load" if mine else "no usable cell: see failures"
-    rate = best.get(name) if best else Quantity.unknown("1/s", absent)
+    rate = (per_gpu(best, name) if each else best).get(name) if best else Quantity.unknown("1/s", absent)
     rows = [(rate, "plain")]
     for key, unit in (("ttft_p90_s", "s"), ("tpot_mean_s", "s"), ("j_per_output_token", "J/token")):
         rows.append((at.get(key) if at else Quantity.unknown(unit, absent), "plain"))

@@ -64,7 +64,7 @@ def _dominated(r: Recommendation, pareto: ParetoSet | None) -> list[str]:
     mine = next((p for p in pareto.points if p.key == r.choice.deployment.key), None) if pareto else None
     if pareto is None or mine is None or mine.dominated_by is None:
         return []
-    axes = ", ".join(metric(a.name).label.lower() for a in pareto.axes)
+    axes = ", ".join(metric(a.name).label.lower() + (" a GPU" if a.per_gpu else "") for a in pareto.axes)
     return [f"on {axes} together, {mine.dominated_by.label} is better on one beyond noise and worse on none"]
 
 

@@ -62,7 +62,7 @@ def evaluate(spec: ScheduleSpec, choice: Choice, day: Day, course: Course) -> Ou
     load = SimLoad(arrival[order], day.prompt[order], day.output[order])
     result = run_fleet(fleet, load, kind_of[order])
     first, end = np.empty(len(day)), np.empty(len(day))
-    first[order], end[order] = result.first_s, result.end_s
+    first[order], end[order] = result.first_out_s, result.end_out_s
     out_s = np.array([k.offer.calibration.output_s for k in kinds])[kind_of]
     ttft = first + out_s - day.at_s
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -15,7 +15,7 @@ from qmeter.record import CellStatus, CellTables, EffectiveConfig, Record, Recor
 from qmeter.simulate.calibration import Calibration, Support, plain
 from qmeter.simulate.fit import Basis, fit_steps, knots_for, padded_sizes
 from qmeter.simulate.front import Seen, input_cost, input_delay, output_delay
-from qmeter.simulate.observe import MIN_STEPS, Observed, observed_steps
+from qmeter.simulate.observe import MIN_STEPS, ONE_REPLICA, OVERLAPPING, Observed, observed_steps
 from qmeter.simulate.overlap import fit_overlap, steady
 from qmeter.simulate.power import PowerFit, energy_series, fit_power, spans
 from qmeter.simulate.rules import Rules, capture_sizes, rules_of
@@ -50,13 +50,16 @@ def calibrate(records: Sequence[Record], tables: Tables, *, draws: int = DRAWS, 
         tables: gives a record's tables.
 
     Raises:
-        AnalysisError: no usable record, records of several deployments, or no measured KV-block count.
+        AnalysisError: no usable record, records of several deployments, of data-parallel replicas, or no measured
+            KV-block count.
     """
     used = [r for r in records if r.status is CellStatus.OK and r.kind is RecordKind.MEASURED]
     if not used:
         raise AnalysisError("no valid measured record to calibrate from", hint="run the study first: qmeter run")
     if len({r.deployment_id for r in used}) > 1:
         raise AnalysisError("the records are of several deployments", hint="calibrate each on its own")
+    if (replicas := replicas_of(used[0])) > 1:
+        raise AnalysisError(OVERLAPPING.format(replicas), hint=ONE_REPLICA)
     cells = _with_steps(used, tables)
     effective = next((r.effective for r in used if r.effective is not None), EffectiveConfig())
     deployment = used[0].cell["deployment"]
@@ -97,6 +100,11 @@ def calibrate(records: Sequence[Record], tables: Tables, *, draws: int = DRAWS, 
         cells=tuple(c.record.cell_id for c in cells),
         qmeter_version=__version__,
     )
+
+
+def replicas_of(record: Record) -> int:
+    """Data-parallel replicas of the record's deployment: engines of their own behind one server."""
+    return int(record.cell["deployment"]["parallelism"].get("dp", 1))
 
 
 def device_of(record: Record) -> str:

@@ -15,7 +15,7 @@ from qmeter import __version__, catalog
 from qmeter.catalog.memory import memory_fit
 from qmeter.errors import AnalysisError
 from qmeter.record import EffectiveConfig, Record
-from qmeter.simulate.calibrate import Tables, device_of, joined
+from qmeter.simulate.calibrate import Tables, device_of, joined, replicas_of
 from qmeter.simulate.calibration import Calibration, Support, plain
 from qmeter.simulate.fit import Basis
 from qmeter.simulate.observe import MIN_STEPS, Observed, observed_steps
@@ -64,11 +64,15 @@ class Target:
 def fit_records(groups: Sequence[Sequence[Record]], tables: Tables, *, hold_out: bool = True) -> PhysicsFit:
     """Fit the physics form to deployments, each given by its records; their devices must be in the catalog by name.
 
+    Those of several data-parallel replicas are left out.
+
     Raises:
         AnalysisError: none of the deployments ran on a device that the catalog has ceilings of.
     """
     parts: list[tuple[Placement, Observed]] = []
     for group in groups:
+        if replicas_of(group[0]) > 1:
+            continue
         d = group[0].cell["deployment"]
         target = Target(d["model"]["shape"], d["method"], device_of(group[0]), d["engine"]["name"],
                         int(d["parallelism"]["tp"]))  # fmt: skip

@@ -19,7 +19,6 @@ from qmeter.record import (
 )
 from qmeter.simulate.calibration import Calibration
 from qmeter.simulate.fast import simulate
-from qmeter.simulate.front import queue
 from qmeter.simulate.load import Detail, SimLoad, SimResult, load_of
 from qmeter.simulate.rules import Rules
 from qmeter.simulate.steptime import StepModel
@@ -98,10 +97,7 @@ def at_scheduler(load: SimLoad, model: StepModel) -> SimLoad:
 def _sent(schedule: Schedule, load: SimLoad, result: SimResult, model: StepModel) -> F64:
     if load.concurrency is None:
         return np.asarray(schedule.send_s, dtype=np.float64)
-    ends = result.end_s[np.isfinite(result.end_s)]
-    if result.detail is not None:
-        ends = _sent_on(result.detail, model, ends)
-    ends = np.sort(ends) + model.output_s + load.think_s
+    ends = np.sort(result.end_out_s[np.isfinite(result.end_out_s)]) + model.output_s + load.think_s
     later = int(np.isfinite(result.arrival_s).sum()) - load.concurrency
     sent = np.full(len(load), np.nan)
     sent[: load.concurrency] = 0.0
@@ -116,7 +112,7 @@ def tables_of(
     """A run as the four tables. The client stamps ``output_s`` after a token was sent on, waits until ``limit_s``."""
     detail = result.detail
     assert detail is not None
-    token_s = _sent_on(detail, model, detail.token_s) + model.output_s
+    token_s = _sent_on(detail) + model.output_s
     request = np.repeat(np.arange(len(load)), np.diff(detail.token_start))
     seen = token_s <= limit_s
     counts = np.bincount(request[seen], minlength=len(load))
@@ -161,13 +157,11 @@ def _requests(load: SimLoad, sent: F64, first: F64, last: F64, counts: NDArray[n
     )  # fmt: skip
 
 
-def _sent_on(detail: Detail, model: StepModel, at_s: F64) -> F64:
-    """When the front end has sent on the tokens that the engine gave at ``at_s`` (each the end of a step)."""
+def _sent_on(detail: Detail) -> F64:
+    """When the front end had sent on each token. Shape (tokens,)."""
     end = detail.step_start_s + detail.step_s
-    if not len(end) or model.output_seq_s == 0.0:
-        return at_s
-    step = np.minimum(np.searchsorted(end, at_s - 1e-9, side="left"), len(end) - 1)
-    return queue(end, detail.step_running.astype(np.float64), model.output_seq_s)[step]
+    step = np.minimum(np.searchsorted(end, detail.token_s - 1e-9, side="left"), len(end) - 1)
+    return detail.step_out_s[step]
 
 
 def _i32(values: NDArray[np.int64]) -> NDArray[np.int32]:

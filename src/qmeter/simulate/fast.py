@@ -48,6 +48,8 @@ def result(rep: st.Replica, work: st.Work, detail: Detail | None = None) -> SimR
         arrival_s=work.arrival,
         first_s=work.first,
         end_s=work.end,
+        first_out_s=work.first_out,
+        end_out_s=work.end_out,
         preemptions=work.preempted,
         hit_tokens=work.hit,
         steps=int(rep.ints[st.STEPS]),
@@ -83,6 +85,7 @@ def _detail(rep: st.Replica, work: st.Work, log: st.Log) -> Detail:
         step_start_s=column(st.C_START), step_s=column(st.C_DUR), step_decodes=whole(st.C_DEC),
         step_prefill=whole(st.C_PRE), step_kv=column(st.C_KV), step_pairs=column(st.C_PAIRS),
         step_running=whole(st.C_RUN), step_waiting=whole(st.C_WAIT), step_used=whole(st.C_USED),
+        step_out_s=column(st.C_OUT),
     )  # fmt: skip
 
 

@@ -89,7 +89,9 @@ class FleetResult:
     """What a fleet did, per request and per replica. Times in seconds; NaN: never.
 
     Attributes:
-        first_s, end_s, home: per request: first and last token, and the replica that served it (-1: nobody).
+        first_s, end_s, home: per request: when its replica gave the first and last token, and which one it was (-1:
+            nobody).
+        first_out_s, end_out_s: when that replica's front end had sent these on; the client has them ``output_s`` later.
         restarts: per request: times it was lost with a failed replica and sent again.
         hit_tokens: per request: prompt tokens found in the prefix cache.
         steps, busy_s, step_energy_j, up_s, load_energy_j, idle_energy_j: per replica.
@@ -99,6 +101,8 @@ class FleetResult:
     arrival_s: F64
     first_s: F64
     end_s: F64
+    first_out_s: F64
+    end_out_s: F64
     home: I64
     restarts: I64
     hit_tokens: I64
@@ -220,13 +224,13 @@ class _Run:
         for c, value in kept.items():
             self.stack.ints[r, c] = value
         self.stack.phase[r] = 0
-        self.stack.floats[r, [st.NOW, st.DEC, st.DEVICE, st.PSTART]] = at_s
+        self.stack.floats[r, [st.NOW, st.DEC, st.DEVICE, st.PSTART, st.FRONT]] = at_s
         self.stack.floats[r, st.KSUM] = 0.0
         self.stack.assigned[r] = kept[st.DONE]
         self.stack.next_end[r] = np.inf
         for i in own:
             self.work.generated[i] = self.work.shared_blocks[i] = self.work.shared_units[i] = 0
-            self.work.first[i] = np.nan
+            self.work.first[i] = self.work.first_out[i] = np.nan
             self.work.queue_next[i] = -1
             self.work.arrival[i] = self.work.door[i] = at_s
             self.work.passed[i] = 0
@@ -245,10 +249,10 @@ class _Run:
                           for r in range(len(load_s))])  # fmt: skip
         idle = np.maximum(self.up_s - s.floats[:, st.BUSY] - load_s * loads, 0.0)
         return FleetResult(
-            arrival_s=self.load.arrival_s, first_s=w.first, end_s=w.end, home=self.home, restarts=self.restarts,
-            hit_tokens=w.hit, steps=s.ints[:, st.STEPS].copy(), busy_s=s.floats[:, st.BUSY].copy(),
-            step_energy_j=s.floats[:, st.ENERGY].copy(), up_s=self.up_s, load_energy_j=self.load_j,
-            idle_energy_j=idle * idle_w, end_of_work_s=end,
+            arrival_s=self.load.arrival_s, first_s=w.first, end_s=w.end, first_out_s=w.first_out, end_out_s=w.end_out,
+            home=self.home, restarts=self.restarts, hit_tokens=w.hit, steps=s.ints[:, st.STEPS].copy(),
+            busy_s=s.floats[:, st.BUSY].copy(), step_energy_j=s.floats[:, st.ENERGY].copy(), up_s=self.up_s,
+            load_energy_j=self.load_j, idle_energy_j=idle * idle_w, end_of_work_s=end,
         )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from qmeter.simulate.state import (
     C_DEC,
     C_DUR,
     C_KV,
+    C_OUT,
     C_PAIRS,
     C_PRE,
     C_RUN,
@@ -283,6 +284,7 @@ def _account(rep: Replica, rule: I64, c: F64, log: Log, at: float) -> None:
     floats[FRONT] = max(floats[FRONT], at) + c[OUT_SEQ_S] * ints[POUT]
     if rule[DETAIL]:
         log.step[log.n[LSTEP] - 1, C_DUR] = seconds
+        log.step[log.n[LSTEP] - 1, C_OUT] = floats[FRONT]
         if ints[PDEC]:
             log.decode_end[ints[G] - 1] = at
 
@@ -290,20 +292,20 @@ def _account(rep: Replica, rule: I64, c: F64, log: Log, at: float) -> None:
 @jit
 def _stamp(rep: Replica, work: Work, rule: I64, c: F64, log: Log, at: float) -> None:
     """Requests with a first or last token in the newest step get their times; closed-loop clients send on."""
-    ints = rep.ints
+    ints, out = rep.ints, rep.floats[FRONT]
     for k in range(ints[NFIRST]):
         i = rep.first_req[k]
         work.joined_s[i] = at
         if np.isnan(work.first[i]):
-            work.first[i] = at
+            work.first[i], work.first_out[i] = at, out
         if work.segment[i] >= 0 and rule[DETAIL]:
             log.seg_s[work.segment[i]] = at
     ints[NFIRST] = 0
     for k in range(ints[NZOLD], ints[NZ]):
         i = rep.ended[k]
-        work.end[i] = at
+        work.end[i], work.end_out[i] = at, out
         if rule[CLOSED]:
-            _send_next(rep, work, c, rep.floats[FRONT])
+            _send_next(rep, work, c, out)
     ints[NZOLD] = ints[NZ]
 
 

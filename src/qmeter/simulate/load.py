@@ -116,6 +116,7 @@ class Detail:
         step_start_s, step_s: start and duration of each step.
         step_decodes, step_prefill, step_kv, step_pairs: what each step computed.
         step_running, step_waiting, step_used: sequences and held blocks after its scheduling.
+        step_out_s: when the front end had sent on all tokens of each step.
     """
 
     token_start: I64
@@ -129,6 +130,7 @@ class Detail:
     step_running: I64
     step_waiting: I64
     step_used: I64
+    step_out_s: F64
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,9 @@ class SimResult:
     """What one replica did. Times in seconds on the load's clock; NaN: it never happened.
 
     Attributes:
-        arrival_s, first_s, end_s: per request: arrival, first and last token.
+        arrival_s, first_s, end_s: per request: arrival at the front end, and when the engine gave its first and last
+            token.
+        first_out_s, end_out_s: when the front end had sent these on; the client has them ``output_s`` later.
         preemptions, hit_tokens: per request: times preempted, prompt tokens found in the prefix cache.
         steps: scheduler iterations, each decode step of a batch counted, also where a run was advanced in closed form.
         decode_runs: closed-form runs (0 in the step-by-step mode).
@@ -148,6 +152,8 @@ class SimResult:
     arrival_s: F64
     first_s: F64
     end_s: F64
+    first_out_s: F64
+    end_out_s: F64
     preemptions: I64
     hit_tokens: I64
     steps: int

@@ -17,6 +17,8 @@ I64 = NDArray[np.int64]
 IDLE_GAP_S = 2e-4
 """A pause between two steps longer than this counts as idle; shorter ones belong to the host."""
 MIN_STEPS = 20
+OVERLAPPING = "its {} data-parallel replicas step beside each other, and no record says which replica served a request"
+ONE_REPLICA = "calibrate the deployment without dp, which is what each replica is; qmeter plan decides how many of it"
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,12 @@ def observed_steps(tables: CellTables) -> Observed:
     """All steps of a cell that batch something.
 
     Raises:
-        AnalysisError: neither an iteration log nor token times that would show steps.
+        AnalysisError: neither an iteration log nor token times that would show steps, or a log of several replicas:
+            what their steps read and prefill depends on who served which request, which is not recorded.
     """
     log = tables.steps
+    if (replicas := len(np.unique(np.asarray(log.replica)))) > 1:
+        raise AnalysisError(OVERLAPPING.format(replicas), hint=ONE_REPLICA)
     if len(log) >= MIN_STEPS:
         order = np.argsort(log.start_s + log.duration_s, kind="stable")
         start, end = log.start_s[order], (log.start_s + log.duration_s)[order]

@@ -43,9 +43,9 @@ def quick(
     load = load_of(schedule, rules) if load is None else load
     result = simulate(at_scheduler(load, model), rules, model)
     sent = result.arrival_s - model.input_s if load.concurrency is not None else np.asarray(schedule.send_s)
-    first = result.first_s + model.output_s - sent
-    last = result.end_s + model.output_s - sent
-    tpot = (result.end_s - result.first_s) / np.maximum(load.output - 1, 1)
+    first = result.first_out_s + model.output_s - sent
+    last = result.end_out_s + model.output_s - sent
+    tpot = (last - first) / np.maximum(load.output - 1, 1)
     begin, end = schedule.warmup_s, schedule.warmup_s + schedule.window_s
     due = np.isfinite(sent) & (sent >= begin) & (sent < end)
     out: dict[str, float] = {}
@@ -72,8 +72,9 @@ def quick(
 
 def _rates(output: NDArray[np.int64], result: SimResult, begin: float, end: float) -> dict[str, float]:
     """Tokens and requests a second in the window, each request's tokens spread evenly from first to last."""
-    span = np.maximum(result.end_s - result.first_s, 1e-9)
-    inside = np.clip(np.minimum(result.end_s, end) - np.maximum(result.first_s, begin), 0.0, None)
+    first, last = result.first_out_s, result.end_out_s
+    span = np.maximum(last - first, 1e-9)
+    inside = np.clip(np.minimum(last, end) - np.maximum(first, begin), 0.0, None)
     tokens = np.nansum(output * inside / span)
-    done = int(((result.end_s >= begin) & (result.end_s < end)).sum())
+    done = int(((last >= begin) & (last < end)).sum())
     return {"throughput_tok_s": float(tokens / (end - begin)), "request_rate_hz": done / (end - begin)}

@@ -63,6 +63,7 @@ class _Replica:
         self.front, self.outputs, self.mixed_steps = 0.0, 0, 0
         self.seen = 0
         self.tokens: list[list[float]] = [[] for _ in range(n)]
+        self.outs: list[list[float]] = [[] for _ in range(n)]
         self.preemptions, self.hits = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
         self.busy, self.energy = 0.0, 0.0
         self.log: list[list[float]] = []
@@ -220,7 +221,7 @@ class _Replica:
         used = self.pool.blocks - self.pool.free
         start = max(decided, self.now)
         counts = (len(self.running), len(self.waiting), used)
-        self.log.append([start, 0.0, len(decodes), prefill, kv, pairs, *counts])
+        self.log.append([start, 0.0, len(decodes), prefill, kv, pairs, *counts, 0.0])
         self._finish(batch)
         if not self.rules.async_scheduling and seen is not None:
             self._see_results(seen)
@@ -234,9 +235,10 @@ class _Replica:
         self.now = at_s
         self.busy += row[1]
         self.energy += self.model.busy_w * row[1]
-        self.front = max(self.front, at_s) + self.model.output_seq_s * self.outputs
+        self.front = row[9] = max(self.front, at_s) + self.model.output_seq_s * self.outputs
         for sequence in self.unseen:
             self.tokens[sequence.index].append(at_s)
+            self.outs[sequence.index].append(self.front)
         for _ in self.fresh:
             self._send_next()
         self.unseen = ()
@@ -269,17 +271,19 @@ class _Replica:
         start = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
         flat = np.array([t for own in self.tokens for t in own], dtype=np.float64)
         nan = float("nan")
-        log = np.array(self.log, dtype=np.float64).reshape(-1, 9)
+        log = np.array(self.log, dtype=np.float64).reshape(-1, 10)
         whole = log.astype(np.int64)
         detail = Detail(
             start, flat, step_start_s=log[:, 0], step_s=log[:, 1], step_decodes=whole[:, 2], step_prefill=whole[:, 3],
             step_kv=log[:, 4], step_pairs=log[:, 5], step_running=whole[:, 6], step_waiting=whole[:, 7],
-            step_used=whole[:, 8],
+            step_used=whole[:, 8], step_out_s=log[:, 9],
         )  # fmt: skip
         return SimResult(
             arrival_s=self.arrival,
             first_s=np.array([t[0] if t else nan for t in self.tokens], dtype=np.float64),
             end_s=np.array([t[-1] if t else nan for t in self.tokens], dtype=np.float64),
+            first_out_s=np.array([t[0] if t else nan for t in self.outs], dtype=np.float64),
+            end_out_s=np.array([t[-1] if t else nan for t in self.outs], dtype=np.float64),
             preemptions=self.preemptions,
             hit_tokens=self.hits,
             steps=len(self.log),

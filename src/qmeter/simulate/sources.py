@@ -7,7 +7,7 @@ from pathlib import Path
 
 from qmeter.errors import AnalysisError
 from qmeter.record import Record
-from qmeter.simulate.calibrate import calibrate, device_of
+from qmeter.simulate.calibrate import calibrate, device_of, replicas_of
 from qmeter.simulate.calibration import Calibration, find, load_calibrations
 from qmeter.simulate.validate import by_deployment
 from qmeter.store import open_results
@@ -18,7 +18,7 @@ def calibrations_of(source: str, **wanted: str | None) -> list[Calibration]:
 
     Args:
         source: a file that ``qmeter calibrate-model`` wrote, a study's folder, or a profile's name. Of records, only
-            the deployments asked for are fitted.
+            the deployments asked for are fitted; one of several data-parallel replicas only where there is no other.
 
     Raises:
         AnalysisError: the file is none, no deployment matches, or its records cannot be fitted.
@@ -36,7 +36,8 @@ def calibrations_of(source: str, **wanted: str | None) -> list[Calibration]:
             f"{source} has no valid measured deployment with {', '.join(f'{k} {v}' for k, v in asked.items()) or 'it'}",
             hint=f"there are: {', '.join(known) or 'none'}",
         )
-    return [calibrate(group, results.tables) for group in picked]
+    alone = [g for g in picked if replicas_of(g[0]) == 1]
+    return [calibrate(group, results.tables) for group in alone or picked]
 
 
 def named(record: Record) -> Mapping[str, str]:

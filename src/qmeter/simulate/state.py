@@ -29,7 +29,8 @@ KV_S, PAIR_S, CHUNK_S, HOST_S, HOST_SEQ_S, KV_J, PAIR_J, BUSY_W, THINK_S, STOP_S
 HOST_MIXED_S, HOST_MIXED_SEQ_S, TAIL_S, OUT_SEQ_S, IN_EACH_S = range(11, 16)
 # Log counters and step columns.
 LSEG, LGEN, LSTEP = range(3)
-C_START, C_DUR, C_DEC, C_PRE, C_KV, C_PAIRS, C_RUN, C_WAIT, C_USED = range(9)
+C_START, C_DUR, C_DEC, C_PRE, C_KV, C_PAIRS, C_RUN, C_WAIT, C_USED, C_OUT = range(10)
+N_COLUMNS = 10
 # What advance() stopped for.
 HORIZON, DRAINED, GROW, STUCK = range(4)
 
@@ -52,7 +53,9 @@ class Replica(NamedTuple):
 class Work(NamedTuple):
     """All requests of a run, by index; the links chain a replica's queue, its running list and its preempted ones.
 
-    ``door`` is when a request is through the front end, once ``passed``; until then when it reaches it.
+    ``door`` is when a request is through the front end, once ``passed``; until then when it reaches it. ``first`` and
+    ``end`` are when the engine gave its first and last token, ``first_out`` and ``end_out`` when the front end had sent
+    them on.
     """
 
     arrival: F64
@@ -72,6 +75,8 @@ class Work(NamedTuple):
     shared_units: I64
     first: F64
     end: F64
+    first_out: F64
+    end_out: F64
     preempted: I64
     hit: I64
 
@@ -146,7 +151,7 @@ def work(load: SimLoad) -> Work:
         arrival, arrival.copy(), zeros(),
         np.ascontiguousarray(load.prompt, dtype=np.int64), np.ascontiguousarray(load.output, dtype=np.int64),
         links(), links(), links(), links(), zeros(), zeros(), np.zeros(n), links(), zeros(), zeros(),
-        np.full(n, np.nan), np.full(n, np.nan), zeros(), zeros(),
+        np.full(n, np.nan), np.full(n, np.nan), np.full(n, np.nan), np.full(n, np.nan), zeros(), zeros(),
     )  # fmt: skip
 
 
@@ -203,7 +208,7 @@ def log(segments: int, decode_steps: int, steps: int) -> Log:
     s, d, t = max(segments, 1), max(decode_steps, 1), max(steps, 1)
     return Log(
         np.zeros(3, dtype=np.int64), np.zeros(s, dtype=np.int64), np.zeros(s), np.zeros(s, dtype=np.int64),
-        np.zeros(s, dtype=np.int64), np.zeros(d), np.zeros((t, 9)),
+        np.zeros(s, dtype=np.int64), np.zeros(d), np.zeros((t, N_COLUMNS)),
     )  # fmt: skip
 
 

@@ -7,12 +7,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from qmeter.errors import SpecError
 from qmeter.spec.document import Document, Fault, YamlPath, read_document
-from qmeter.spec.explain import explain, stray_booleans
 from qmeter.spec.points import Points
+from qmeter.spec.read import faulty, text_of, validated
 from qmeter.spec.rules import broken_rules
 from qmeter.spec.study import Study
 from qmeter.spec.workload import TraceArrivals
@@ -54,13 +52,7 @@ class Draft:
         """
         if self.study is not None and not self.faults:
             return self.study
-        ordered = sorted(self.faults, key=lambda f: (f.line, [str(p) for p in f.path]))
-        count = f"{len(ordered)} faults" if len(ordered) > 1 else "1 fault"
-        raise SpecError(
-            f"{self.document.name}: {count}; nothing was started",
-            faults=[f.as_pair() for f in ordered],
-            hint="correct the lines named and run the command again",
-        )
+        raise faulty(self.document, self.faults)
 
 
 def load_study(path: Path) -> Study:
@@ -86,15 +78,9 @@ def draft_study(path: Path) -> Draft:
     Raises:
         SpecError: the file cannot be read at all.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise SpecError(f"no study file at {path}", hint=f"check the path, or write one: qmeter init {path}") from None
-    except OSError as error:
-        raise SpecError(f"cannot read {path}: {error.strerror}", hint="check the path and its permissions") from None
-    except UnicodeDecodeError as error:
-        raise SpecError(f"{path} is not text in UTF-8 (byte {error.start})", hint="save it as UTF-8") from None
-    return draft_text(text, path.name, path.parent)
+    if not path.exists():
+        raise SpecError(f"no study file at {path}", hint=f"check the path, or write one: qmeter init {path}")
+    return draft_text(text_of(path), path.name, path.parent)
 
 
 def draft_text(text: str, name: str, folder: Path) -> Draft:
@@ -105,7 +91,7 @@ def draft_text(text: str, name: str, folder: Path) -> Draft:
     if not isinstance(points.data, dict):
         return draft
     draft.faults += [Fault(fault.path, fault.message, document.line(fault.path)) for fault in points.faults]
-    study, found = _validated(points.data)
+    study, found = validated(points.data, Study)
     for fault in found:
         draft.add(fault.path, fault.message)
     if study is None:
@@ -115,17 +101,6 @@ def draft_text(text: str, name: str, folder: Path) -> Draft:
         draft.add(fault.path, fault.message)
     draft.study = _with_traces(draft, _with_paths(study, folder), folder)
     return draft
-
-
-def _validated(data: object) -> tuple[Study | None, list[Fault]]:
-    """The study, or ``None``, and what the schema says against the data."""
-    study, found = None, []
-    try:
-        study = Study.model_validate(data)
-    except ValidationError as error:
-        found = explain(error, Study, data)
-    known = {fault.path for fault in found}
-    return study, [*found, *(fault for fault in stray_booleans(Study, data) if fault.path not in known)]
 
 
 def _with_paths(study: Study, folder: Path) -> Study:

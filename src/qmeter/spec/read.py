@@ -1,4 +1,4 @@
-"""Files other than studies, read the same way: safe YAML, one schema, every fault with its path and line."""
+"""How every file is read: safe YAML, one schema, every fault with its path and line."""
 
 from __future__ import annotations
 
@@ -56,17 +56,24 @@ def read_text(text: str, name: str, root: type[Root], rules: Callable[[Root], It
     found = list(document.faults)
     made: Root | None = None
     if isinstance(document.data, dict):
-        try:
-            made = root.model_validate(document.data)
-        except ValidationError as error:
-            found += explain(error, root, document.data)
-        known = {fault.path for fault in found}
-        found += [fault for fault in stray_booleans(root, document.data) if fault.path not in known]
+        made, wrong = validated(document.data, root)
+        found += [fault for fault in wrong if fault.path not in {known.path for known in document.faults}]
         if made is not None and not found:
             found += list(rules(made))
     if made is None or found:
         raise faulty(document, found)
     return made
+
+
+def validated(data: object, root: type[Root]) -> tuple[Root | None, list[Fault]]:
+    """``data`` as a ``root``, or ``None``, and what the schema says against it. Lines are not known here."""
+    made, found = None, []
+    try:
+        made = root.model_validate(data)
+    except ValidationError as error:
+        found = explain(error, root, data)
+    known = {fault.path for fault in found}
+    return made, [*found, *(fault for fault in stray_booleans(root, data) if fault.path not in known)]
 
 
 def faulty(document: Document, found: Iterable[Fault]) -> SpecError:

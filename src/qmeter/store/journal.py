@@ -1,4 +1,4 @@
-"""The append-only journal ``records.jsonl``: one record a line; a line torn by a crash is set aside, never fatal."""
+"""Append-only journals such as ``records.jsonl``: an entry a line; one torn by a crash is set aside, never fatal."""
 
 from __future__ import annotations
 
@@ -13,6 +13,46 @@ from qmeter.errors import IncompatibleRecords, StoreError
 from qmeter.record import SCHEMA_VERSION, Record
 
 
+def append_line(path: Path, line: bytes, hint: str) -> None:
+    """Append one line and flush it to the disk before returning.
+
+    A torn last line, left by a killed run, is first moved to a file beside it (``.torn``), so that nothing is glued to
+    it.
+
+    Raises:
+        StoreError: the disk is full, or the file cannot be written; with ``hint``.
+    """
+    try:
+        _set_torn_tail_aside(path)
+        with open(path, "ab") as file:
+            file.write(line + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}", hint=hint) from error
+
+
+def whole_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """``(number, line)`` of every whole line that is not empty; a torn last one is left out, a missing file empty."""
+    lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    lines.pop()  # what follows the last newline: nothing, or a torn line
+    yield from ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+
+
+def _set_torn_tail_aside(path: Path) -> None:
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with open(path, "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) == b"\n":
+            return
+        raw = path.read_bytes()
+        keep = raw.rfind(b"\n") + 1
+        with open(path.with_suffix(".torn"), "ab") as torn:
+            torn.write(raw[keep:] + b"\n")
+        file.truncate(keep)
+
+
 class Journal:
     """Appends and reads records.
 
@@ -24,25 +64,13 @@ class Journal:
         self.path = path
 
     def append(self, record: Record) -> None:
-        """Append one line and flush it to the disk before returning.
-
-        A torn last line, left by a killed run, is first moved to ``records.torn``, so that nothing is glued to it.
+        """Append one record, on the disk when this returns: see :func:`append_line`.
 
         Raises:
             StoreError: the disk is full, or the file cannot be written.
         """
-        line = record.model_dump_json().encode() + b"\n"
-        try:
-            self._set_torn_tail_aside()
-            with open(self.path, "ab") as file:
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise StoreError(
-                f"cannot write {self.path}: {error.strerror or error}",
-                hint="free disk space or make it writable, then: qmeter resume DIR",
-            ) from error
+        hint = "free disk space or make it writable, then: qmeter resume DIR"
+        append_line(self.path, record.model_dump_json().encode(), hint)
 
     def read(self) -> Iterator[Record]:
         """Every whole record, in order; a torn last line is left out.
@@ -51,14 +79,8 @@ class Journal:
             StoreError: a line in the middle is not a record (names the line).
             IncompatibleRecords: written by a newer qMeter.
         """
-        if not self.path.exists():
-            return
-        raw = self.path.read_bytes()
-        lines = raw.split(b"\n")
-        lines.pop()  # what follows the last newline: nothing, or a torn line
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield self._parse(number, line)
+        for number, line in whole_lines(self.path):
+            yield self._parse(number, line)
 
     def _parse(self, number: int, line: bytes) -> Record:
         where = f"{self.path}, line {number}"
@@ -81,16 +103,3 @@ class Journal:
             raise StoreError(
                 f"{where}: {path}: {first['msg']}", hint="remove that line; its cell can be resumed"
             ) from error
-
-    def _set_torn_tail_aside(self) -> None:
-        if not self.path.exists() or self.path.stat().st_size == 0:
-            return
-        with open(self.path, "r+b") as file:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) == b"\n":
-                return
-            raw = self.path.read_bytes()
-            keep = raw.rfind(b"\n") + 1
-            with open(self.path.with_name("records.torn"), "ab") as torn:
-                torn.write(raw[keep:] + b"\n")
-            file.truncate(keep)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from qmeter import catalog
-from qmeter.engines.simulated import SIMULATED
 from qmeter.errors import QMeterError
 from qmeter.load import Limits, load_limits, warn_if_beyond
 from qmeter.spec.study import Study, expand
 from qmeter.spec.workload import FixedLength, SyntheticPrompts, WorkloadSpec
 from qmeter.study.findings import Findings
+from qmeter.study.simulated import is_predicted
 from qmeter.workload import Vocabulary, build
 
 
@@ -20,7 +20,7 @@ def check(study: Study, findings: Findings, limits: Limits | None = None) -> Non
     vocabulary = Vocabulary.of(catalog.model(study.models[0].shape))
     seen = set()
     for cell in expand(study):
-        if cell.workload.name in seen or cell.deployment.engine.name == SIMULATED:
+        if cell.workload.name in seen or is_predicted(cell):
             continue
         seen.add(cell.workload.name)
         try:

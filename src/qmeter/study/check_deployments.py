@@ -9,7 +9,6 @@ from pathlib import Path
 
 from qmeter import catalog
 from qmeter.catalog import Device, Method
-from qmeter.engines.simulated import SIMULATED
 from qmeter.engines.table import TRAITS, Gpus, traits
 from qmeter.registry import nearest
 from qmeter.sources.base import SOURCES
@@ -99,7 +98,7 @@ def _engine(i: int, engine: EngineRef, host: HostFacts, findings: Findings) -> N
 
 
 def _knobs(i: int, engine: EngineRef, findings: Findings) -> None:
-    if engine.name == SIMULATED:
+    if traits(engine.name).predicted:
         return  # its options are no engine's: see qmeter.study.simulated
     for name, value in engine.options.items():
         expected, good = KNOBS.get(name, ("", lambda v: True))
@@ -199,7 +198,7 @@ def _side_by_side(study: Study, host: HostFacts, findings: Findings) -> None:
 
 def _all_attached(study: Study) -> bool:
     """Nothing is started on this host, so it need have neither the model nor the devices."""
-    return all(e.name == SIMULATED or (e.name in TRAITS and TRAITS[e.name].attached) for e in study.engines)
+    return all(traits(e.name).predicted or traits(e.name).attached for e in study.engines)
 
 
 def _memory(study: Study, device: Device | None, findings: Findings) -> None:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from qmeter.engines import standby
-from qmeter.engines.simulated import SIMULATED
 from qmeter.record import CellStatus, Reason, Record
 from qmeter.spec.study import Cell, Study, expand
 from qmeter.store import StudyStore
@@ -17,7 +16,7 @@ from qmeter.study.events import Listener, StudyEnded, StudyStarted, silent
 from qmeter.study.findings import HostFacts
 from qmeter.study.placement import Group, plan_groups
 from qmeter.study.side_by_side import GroupRun
-from qmeter.study.simulated import run_simulated
+from qmeter.study.simulated import is_predicted, run_simulated
 
 
 def run_study(
@@ -53,7 +52,7 @@ def run_study(
         warnings = [*(changes(records) if pending else []), *_replay_warnings(study)]
         listener(StudyStarted(study.name, str(store.folder), len(cells), len(cells) - len(pending)))
         measured = run_simulated(study, store, pending, listener, warnings)
-        ours = [cell for cell in cells if cell.deployment.engine.name != SIMULATED]
+        ours = [cell for cell in cells if not is_predicted(cell)]
         waiting = _run_groups(
             plan_groups(ours, host.gpus), {cell.id for cell in measured},
             GroupRun(store, study, cache or default_cache(), listener, host.gpus, set(), 0, warnings),

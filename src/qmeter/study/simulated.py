@@ -1,4 +1,4 @@
-"""Cells of ``engine: simulated``: predicted from a calibration, recorded as measured ones are, and marked simulated."""
+"""Cells of engines that are ``predicted`` by their traits: simulated from a calibration, marked simulated."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from qmeter import catalog
-from qmeter.engines.simulated import SIMULATED
+from qmeter.engines.table import traits
 from qmeter.errors import AnalysisError, IncompatibleRecords, QMeterError, StoreError
 from qmeter.record import CellStatus, Quantity, Reason, Record, RecordKind
 from qmeter.simulate.calibration import Calibration
@@ -30,13 +30,13 @@ it holds several; runs behind each interval; whether to answer beyond what was c
 def run_simulated(
     study: Study, store: StudyStore, pending: Sequence[Cell], listener: Listener, warnings: Iterable[Reason] = ()
 ) -> list[Cell]:
-    """Predict the pending cells whose engine is simulated; returns the others, in order.
+    """Predict the pending cells that are predicted; returns the others, in order.
 
     Raises:
         StoreError: a record cannot be written.
         IncompatibleRecords: the folder's records of a deployment rest on another calibration.
     """
-    mine = [c for c in pending if c.deployment.engine.name == SIMULATED]
+    mine = [c for c in pending if is_predicted(c)]
     remaining = len(pending)
     for _, group in groupby(mine, key=lambda cell: cell.deployment.id):
         cells = list(group)
@@ -49,7 +49,12 @@ def run_simulated(
             store.append(record)
             remaining -= 1
             listener(CellEnded(cell.label, record, remaining))
-    return [c for c in pending if c.deployment.engine.name != SIMULATED]
+    return [c for c in pending if not is_predicted(c)]
+
+
+def is_predicted(cell: Cell) -> bool:
+    """Whether the cell is predicted from a calibration, and nothing is started for it."""
+    return traits(cell.deployment.engine.name).predicted
 
 
 def calibration_of(deployment: Deployment) -> Calibration:
@@ -62,7 +67,7 @@ def calibration_of(deployment: Deployment) -> Calibration:
     options = deployment.engine.options
     source, engine, model = options.get("calibration"), options.get("engine"), options.get("model")
     if not source:
-        raise AnalysisError("engine simulated needs options.calibration",
+        raise AnalysisError(f"engine {deployment.engine.name} needs options.calibration",
                             hint="name a calibration file, a study's folder or a profile: qmeter profiles")  # fmt: skip
     found = calibrations_of(
         str(source),
@@ -90,14 +95,14 @@ def calibration_of(deployment: Deployment) -> Calibration:
 def check(study: Study, findings: Findings) -> None:
     """Faults of a study's simulated engines that need no calibration to be read."""
     for i, engine in enumerate(study.engines):
-        if engine.name != SIMULATED:
+        if not traits(engine.name).predicted:
             continue
         if not engine.options.get("calibration"):
             findings.fault(("engines", i, "options", "calibration"),
                            "name a calibration file, a study's folder, or a profile (qmeter profiles)")  # fmt: skip
         for name in engine.options:
             if name not in OPTIONS:
-                text = f"the simulated engine takes {', '.join(OPTIONS)}; its limits are the calibration's own"
+                text = f"engine {engine.name} takes {', '.join(OPTIONS)}; its limits are the calibration's own"
                 findings.fault(("engines", i, "options", name), text)
 
 

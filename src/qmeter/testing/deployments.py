@@ -20,6 +20,8 @@ def made_calibration(
     sigma: float = 0.02,
     energy: bool = True,
     longest_tokens: int = 4096,
+    output_seq_s: float = 0.0,
+    input_each_s: float = 0.0,
     seed: int = 0,
 ) -> Calibration:
     """A synchronous deployment: a decode step takes 6 ms for one sequence, 20 ms for 64, a prefill token 20 µs.
@@ -30,6 +32,7 @@ def made_calibration(
         sigma: spread (log scale) of whole runs and of the bootstrap draws.
         energy: whether it has an energy counter.
         longest_tokens: longest request that its support covers.
+        output_seq_s, input_each_s: the front end's time a token and a request.
     """
     rules = Rules(2048, 64, 3000, async_scheduling=False)
     basis = Basis((1.0, 8.0, 64.0), (1.0, 256.0, 2048.0))
@@ -49,7 +52,8 @@ def made_calibration(
         energy_draws=tuple(tuple(joules * s) for s in spread) if energy else (),
         energy_series="gpu0.energy_j" if energy else None,
         why_no_energy=None if energy else "the records hold no energy counter with enough readings",
-        input_s=0.002, output_s=0.001, cell_sigma=sigma, energy_sigma=0.01,
+        input_s=0.002, output_s=0.001, output_seq_s=output_seq_s, input_each_s=input_each_s,
+        cell_sigma=sigma, energy_sigma=0.01,
         support=Support(sequences=64, step_tokens=2048, kv_tokens=48000.0, longest_request_tokens=longest_tokens,
                         energy=energy),
         cells=("made",), qmeter_version="test",

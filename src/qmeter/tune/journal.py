@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from qmeter.errors import IncompatibleRecords, StoreError
 from qmeter.record import Quantity, Reason
+from qmeter.store.journal import append_line, whole_lines
 from qmeter.tune.space import Point
 
 VERSION = 1
@@ -60,7 +60,7 @@ class Outcome:
 
 
 class SearchJournal:
-    """Appends and reads; a line torn by a crash is left out and cut off at the next append."""
+    """Appends and reads; a line torn by a crash is left out and set aside at the next append."""
 
     def __init__(self, folder: Path):
         self.path = folder / NAME
@@ -85,13 +85,9 @@ class SearchJournal:
         Raises:
             StoreError: a line in the middle is broken.
         """
-        if not self.path.exists():
-            return []
-        lines = self.path.read_bytes().split(b"\n")
-        lines.pop()
         asked: dict[int, Proposal] = {}
         told: dict[int, Outcome] = {}
-        for number, line in enumerate(lines, 1):
+        for number, line in whole_lines(self.path):
             try:
                 self._take(json.loads(line), asked, told)
             except (ValueError, KeyError, TypeError) as error:
@@ -111,21 +107,5 @@ class SearchJournal:
             told[number] = Outcome(values, failure, float(row["seconds"]))
 
     def _append(self, row: dict[str, Any]) -> None:
-        line = json.dumps({"version": VERSION, **row}).encode() + b"\n"
-        try:
-            self._cut_torn_tail()
-            with open(self.path, "ab") as file:
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise StoreError(f"cannot write {self.path}: {error.strerror or error}",
-                             hint="free disk space, then run the same command again") from error  # fmt: skip
-
-    def _cut_torn_tail(self) -> None:
-        if not self.path.exists():
-            return
-        raw = self.path.read_bytes()
-        if raw and not raw.endswith(b"\n"):
-            with open(self.path, "r+b") as file:
-                file.truncate(raw.rfind(b"\n") + 1)
+        line = json.dumps({"version": VERSION, **row}).encode()
+        append_line(self.path, line, "free disk space, then run the same command again")

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from qmeter import catalog
 from qmeter.analysis.metrics import METRICS, Better
 from qmeter.errors import SpecError
 from qmeter.spec.document import Document, Fault, YamlPath, read_document
-from qmeter.spec.explain import explain, stray_booleans, unknown
+from qmeter.spec.explain import unknown
 from qmeter.spec.load import draft_text
-from qmeter.spec.read import text_of
+from qmeter.spec.read import faulty, text_of, validated
 from qmeter.spec.study import NAME, EngineRef, Parallelism, Study
 from qmeter.spec.units import parse_bytes, parse_duration_s
 from qmeter.spec.workload import Frozen
@@ -172,38 +172,23 @@ def load_tune(path: Path) -> Tuning:
 def load_tune_text(text: str, name: str, folder: Path) -> Tuning:
     """As :func:`load_tune`, from text; relative paths count from ``folder``."""
     document = read_document(text, name)
-    _raise(document, document.faults)
-    spec, faults = _validated(document)
-    _raise(document, faults)
+    _refuse(document, document.faults)
+    spec, faults = validated(document.data, TuneSpec)
+    _refuse(document, [f for f in faults if f.path[:1] != ("study",) or len(f.path) == 1])  # within: see _base
     assert spec is not None
     base = _base(spec, document, folder)
     faults = [*_axis_faults(spec, base), *_source_faults(spec), *_search_faults(spec)]
     terms, wrong = _terms(spec, base)
-    _raise(document, [*faults, *wrong])
+    _refuse(document, [*faults, *wrong])
     space = Space(spec.space, catalog.model(base.models[0].shape), base.engines[0].name)
-    _raise(document, _space_faults(space))
+    _refuse(document, _space_faults(space))
     objectives, limits = terms
     return Tuning(spec, base, space, objectives, limits)
 
 
-def _validated(document: Document) -> tuple[TuneSpec | None, list[Fault]]:
-    spec, found = None, []
-    try:
-        spec = TuneSpec.model_validate(document.data)
-    except ValidationError as error:
-        found = explain(error, TuneSpec, document.data)
-    known = {f.path for f in found}
-    strays = [f for f in stray_booleans(TuneSpec, document.data) if f.path not in known and f.path[:1] != ("study",)]
-    return spec, [*found, *strays]
-
-
-def _raise(document: Document, faults: list[Fault]) -> None:
-    if not faults:
-        return
-    lined = [Fault(f.path, f.message, f.line or document.line(f.path)) for f in faults]
-    count = f"{len(lined)} faults" if len(lined) > 1 else "1 fault"
-    raise SpecError(f"{document.name}: {count}; nothing was started", faults=[f.as_pair() for f in lined],
-                    hint="correct the lines named and run the command again")  # fmt: skip
+def _refuse(document: Document, faults: list[Fault]) -> None:
+    if faults:
+        raise faulty(document, faults)
 
 
 def _base(spec: TuneSpec, document: Document, folder: Path) -> Study:
@@ -219,7 +204,7 @@ def _base(spec: TuneSpec, document: Document, folder: Path) -> Study:
     else:
         data, place = spec.study, folder
     if not isinstance(data, dict):
-        raise SpecError(f"{document.name}: 1 fault; nothing was started", faults=[("study", "expected a study")])
+        raise faulty(document, [Fault(("study",), "expected a study")])
     listed = [m for m in spec.space.get(METHOD, ()) if isinstance(m, str)]
     reference = (data.get("quality") or {}).get("reference") if isinstance(data.get("quality"), dict) else None
     data = {"qmeter": 1, "name": spec.tune, "methods": [reference] if reference else listed or ["bf16"], **data}
@@ -235,8 +220,7 @@ def _base(spec: TuneSpec, document: Document, folder: Path) -> Study:
     many = [n for n in ("models", "engines", "parallelism") if len(getattr(study, n)) > 1]
     if many or (METHOD not in spec.space and len(study.methods) > 1):
         what = many[0] if many else "methods"
-        raise SpecError(f"{document.name}: 1 fault; nothing was started",
-                        faults=[(f"study.{what}", "a tuning has one: make the others an axis of space")])  # fmt: skip
+        raise faulty(document, [Fault(("study", what), "a tuning has one: make the others an axis of space")])
     return study
 
 
