@@ -85,7 +85,7 @@ def test_requests_that_come_together_get_through_together():
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_a_request_that_came_before_a_steps_outputs_goes_before_them(asynchronous):
-    """GIVEN 2 ms at the front end and steps of 10 ms WHEN a request comes 7 ms before outputs THEN it is in the step decided then.
+    """GIVEN 2 ms at the front end WHEN a request comes 7 ms before outputs THEN it is in the step decided with them.
 
     Processed after those outputs, as it once was, it would miss that decision and wait one step more.
     """

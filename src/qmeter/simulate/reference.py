@@ -227,7 +227,7 @@ class _Replica:
             self._see_results(seen)
 
     def _see_results(self, at_s: float) -> None:
-        """The newest step's tokens are out, and its time is known. Requests before them go through the front end first."""
+        """The newest step's tokens are out, its time is known; requests before them go through the front end first."""
         if self.model.input_each_s or self.model.output_seq_s:
             self._pass_front(at_s)
         row = self.log[-1]
