@@ -224,8 +224,8 @@ class _Run:
         for c, value in kept.items():
             self.stack.ints[r, c] = value
         self.stack.phase[r] = 0
-        self.stack.floats[r, [st.NOW, st.DEC, st.DEVICE, st.PSTART, st.FRONT]] = at_s
-        self.stack.floats[r, st.KSUM] = 0.0
+        self.stack.floats[r, [st.NOW, st.DEC, st.DEVICE, st.PSTART, st.FRONT, st.BEFORE, st.OUT_AT]] = at_s
+        self.stack.floats[r, [st.KSUM, st.OUT_COST]] = 0.0
         self.stack.assigned[r] = kept[st.DONE]
         self.stack.next_end[r] = np.inf
         for i in own:

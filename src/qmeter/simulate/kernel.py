@@ -16,6 +16,7 @@ from qmeter.simulate.runs import run_seconds, steps_until, under
 from qmeter.simulate.state import (
     AP,
     ASYNC,
+    BEFORE,
     BLOCK,
     BUDGET,
     BUSY,
@@ -68,6 +69,8 @@ from qmeter.simulate.state import (
     NWAIT,
     NZ,
     NZOLD,
+    OUT_AT,
+    OUT_COST,
     OUT_SEQ_S,
     PAIR_J,
     PAIR_S,
@@ -274,6 +277,13 @@ def _send_next(rep: Replica, work: Work, c: F64, now: float) -> None:
 
 
 @jit
+def _outputs(floats: F64, at: float, cost: float) -> None:
+    """The front end takes in the outputs seen ``at``; :func:`_pass_front` lets requests that came earlier overtake."""
+    floats[BEFORE], floats[OUT_AT], floats[OUT_COST] = floats[FRONT], at, cost
+    floats[FRONT] = max(floats[FRONT], at) + cost
+
+
+@jit
 def _account(rep: Replica, rule: I64, c: F64, log: Log, at: float) -> None:
     """The newest step's time is known: its results are seen ``at``."""
     ints, floats = rep.ints, rep.floats
@@ -281,7 +291,7 @@ def _account(rep: Replica, rule: I64, c: F64, log: Log, at: float) -> None:
     floats[NOW] = at
     floats[BUSY] += seconds
     floats[ENERGY] += c[BUSY_W] * seconds
-    floats[FRONT] = max(floats[FRONT], at) + c[OUT_SEQ_S] * ints[POUT]
+    _outputs(floats, at, c[OUT_SEQ_S] * ints[POUT])
     if rule[DETAIL]:
         log.step[log.n[LSTEP] - 1, C_DUR] = seconds
         log.step[log.n[LSTEP] - 1, C_OUT] = floats[FRONT]
@@ -311,8 +321,7 @@ def _stamp(rep: Replica, work: Work, rule: I64, c: F64, log: Log, at: float) -> 
 
 @jit
 def _see_results(rep: Replica, work: Work, rule: I64, c: F64, log: Log, at: float) -> None:
-    """The newest step's tokens are out ``at``; requests that reached the front end before them go first."""
-    _pass_front(rep, work, c, at)
+    """The newest step's tokens are out ``at``."""
     _account(rep, rule, c, log, at)
     _stamp(rep, work, rule, c, log, at)
 
@@ -464,23 +473,21 @@ def _next_door(ints: I64, work: Work) -> float:
 
 
 @jit
-def _front(rep: Replica, work: Work, c: F64, first: float, before: float, last: float, steps: int) -> None:
-    """The front end after ``steps`` results of one batch, seen from ``first`` on, the last two at ``before`` and ``last``.
+def _front(rep: Replica, c: F64, first: float, before: float, last: float, steps: int) -> None:
+    """The front end after ``steps`` results of one batch: the first seen at ``first``, the last two ``before``, ``last``.
 
-    Steps of a run never get shorter, so what keeps the front end busy longest began with the first or is the last. No
-    request reaches the front end before the last but one: it would have ended the run.
+    Steps of a run never get shorter, so what keeps the front end busy longest began with the first or is the last.
     """
     floats = rep.floats
     each = c[OUT_SEQ_S] * rep.ints[POUT]
     if steps > 1:
         floats[FRONT] = max(max(floats[FRONT], first) + (steps - 1) * each, before + each)
-    _pass_front(rep, work, c, last)
-    floats[FRONT] = max(floats[FRONT], last) + each
+    _outputs(floats, last, each)
 
 
 @jit
-def _closed_form(rep: Replica, work: Work, co: Coefficients, most: int, bound: float, floor: float, first: float,
-                 slope: float, tail: float) -> int:  # fmt: skip
+def _closed_form(rep: Replica, co: Coefficients, most: int, bound: float, floor: float, first: float, slope: float,
+                 tail: float) -> int:  # fmt: skip
     """Steps of a run in closed form, after its first ones; 0 where the pipeline is not in step yet.
 
     Synchronous: each step lasts max(device, host + tail). Asynchronous: either the device is busy all the time and each
@@ -495,7 +502,7 @@ def _closed_form(rep: Replica, work: Work, co: Coefficients, most: int, bound: f
             steps = min(most, max(1, steps_until(least, first, slope, bound - d, most)))
         seconds = run_seconds(least, first, slope, steps)
         before = d + run_seconds(least, first, slope, steps - 1)
-        _front(rep, work, co.c, d + max(least, first), before, d + seconds, steps)
+        _front(rep, co.c, d + max(least, first), before, d + seconds, steps)
         floats[NOW] = floats[DEVICE] = floats[DEC] = floats[PSTART] = d + seconds
         floats[BUSY] += seconds
         floats[ENERGY] += co.c[BUSY_W] * seconds
@@ -517,7 +524,7 @@ def _closed_form(rep: Replica, work: Work, co: Coefficients, most: int, bound: f
         gone, one, but_one = floor * steps, floor, floor * (steps - 1)
         floats[DEVICE] = d + gone + tail
     seen = d + gone
-    _front(rep, work, co.c, d + one, d + but_one, seen, steps)
+    _front(rep, co.c, d + one, d + but_one, seen, steps)
     floats[BUSY] += seen - floats[PSTART]
     floats[ENERGY] += co.c[BUSY_W] * (seen - floats[PSTART])
     floats[PSTART] = floats[NOW] = floats[DEC] = seen
@@ -550,7 +557,7 @@ def _decode_run(rep: Replica, work: Work, co: Coefficients, log: Log, most: int,
             break
         if closed and (done > 0 or rule[ASYNC] == 0):
             ints[POUT] = n
-            more = _closed_form(rep, work, co, most - done, bound, floor, first + slope * done, slope, c[TAIL_S])
+            more = _closed_form(rep, co, most - done, bound, floor, first + slope * done, slope, c[TAIL_S])
             done += more
             if more > 0:
                 continue
@@ -569,7 +576,6 @@ def _decode_run(rep: Replica, work: Work, co: Coefficients, log: Log, most: int,
         done += 1
         ints[G] += 1
         if rule[ASYNC] == 0:
-            _pass_front(rep, work, c, floats[DEVICE])
             _account(rep, rule, c, log, floats[DEVICE])
     return done
 
@@ -611,7 +617,10 @@ def _release_ended(rep: Replica, work: Work, cache: Cache, rule: I64, count: int
 
 @jit
 def _pass_front(rep: Replica, work: Work, c: F64, until: float) -> None:
-    """Requests that have reached the front end by now get through it together, after the outputs before them."""
+    """Requests that have reached the front end by now get through it together.
+
+    Those that came before the newest outputs go before them: their outputs come later by that, what was stamped stays.
+    """
     ints, floats = rep.ints, rep.floats
     if c[OUT_SEQ_S] == 0.0 and c[IN_EACH_S] == 0.0:
         return
@@ -623,11 +632,17 @@ def _pass_front(rep: Replica, work: Work, c: F64, until: float) -> None:
         i = work.queue_next[i]
     if count == 0:
         return
-    floats[FRONT] = max(floats[FRONT], first) + c[IN_EACH_S] * count
+    if first <= floats[OUT_AT]:
+        through = max(floats[BEFORE], first) + c[IN_EACH_S] * count
+        floats[BEFORE] = through
+        floats[FRONT] = max(through, floats[OUT_AT]) + floats[OUT_COST]
+    else:
+        through = max(floats[FRONT], first) + c[IN_EACH_S] * count
+        floats[FRONT] = through
     i = ints[AP]
     while i >= 0 and (work.passed[i] or work.door[i] <= until):
         if work.passed[i] == 0:
-            work.passed[i], work.door[i] = 1, max(work.door[i] + c[IN_EACH_S], floats[FRONT])
+            work.passed[i], work.door[i] = 1, max(work.door[i] + c[IN_EACH_S], through)
         i = work.queue_next[i]
 
 

@@ -61,6 +61,7 @@ class _Replica:
             self.arrival[: self.sent] = load.spacing_s * np.arange(self.sent)
         self.door, self.passed = self.arrival.copy(), 0
         self.front, self.outputs, self.mixed_steps = 0.0, 0, 0
+        self.before, self.out_at, self.out_cost = 0.0, -np.inf, 0.0
         self.seen = 0
         self.tokens: list[list[float]] = [[] for _ in range(n)]
         self.outs: list[list[float]] = [[] for _ in range(n)]
@@ -95,15 +96,20 @@ class _Replica:
     """Requests that got a token in the newest step, whose result was not seen yet."""
 
     def _pass_front(self, until: float) -> None:
-        """Requests that have reached the front end by now get through it together, after the outputs before them."""
+        """Requests that have reached the front end by now get through it together, ahead of outputs that came later."""
         each = self.model.input_each_s
         end = self.passed
         while end < self.sent and self.door[end] <= until:
             end += 1
         if end > self.passed:
-            self.front = max(self.front, float(self.door[self.passed])) + each * (end - self.passed)
+            first, cost = float(self.door[self.passed]), each * (end - self.passed)
+            if first <= self.out_at:
+                through = self.before = max(self.before, first) + cost
+                self.front = max(through, self.out_at) + self.out_cost
+            else:
+                through = self.front = max(self.front, first) + cost
             mine = slice(self.passed, end)
-            self.door[mine] = np.maximum(self.door[mine] + each, self.front)
+            self.door[mine] = np.maximum(self.door[mine] + each, through)
             self.passed = end
 
     def _see_arrivals(self, until: float) -> None:
@@ -227,15 +233,14 @@ class _Replica:
             self._see_results(seen)
 
     def _see_results(self, at_s: float) -> None:
-        """The newest step's tokens are out, its time is known; requests before them go through the front end first."""
-        if self.model.input_each_s or self.model.output_seq_s:
-            self._pass_front(at_s)
+        """The newest step's tokens are out, and its time is known."""
         row = self.log[-1]
         row[1] = at_s - row[0]
         self.now = at_s
         self.busy += row[1]
         self.energy += self.model.busy_w * row[1]
-        self.front = row[9] = max(self.front, at_s) + self.model.output_seq_s * self.outputs
+        self.before, self.out_at, self.out_cost = self.front, at_s, self.model.output_seq_s * self.outputs
+        self.front = row[9] = max(self.front, at_s) + self.out_cost
         for sequence in self.unseen:
             self.tokens[sequence.index].append(at_s)
             self.outs[sequence.index].append(self.front)

@@ -1,12 +1,15 @@
 """Hardware counters of Hopper and newer by NVML GPM: tensor and SM activity, DRAM bandwidth, PCIe, NVLink.
 
-GPM needs no profiler and does not slow kernels down. A value is the mean between two readings of the sampler, so
-sampling at 10 Hz gives means over 100 ms.
+GPM needs no profiler and does not slow kernels down. A value is the mean between two of its refreshes, which come about
+every 100 ms (driver 580). For a reading in between no time has passed: NVML answers 0 for every metric, and no number
+for the DRAM's share. Such a reading is left out, and the next one still counts from the last that was kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import math
+import time
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +18,8 @@ from qmeter.telemetry.nvml import Gpus, open_gpus
 
 ABSENT = "gpm.devices"
 MIB = float(2**20)
+LONGEST_S = 0.25
+"""Time after which a reading of nothing but zeros is believed, whatever the DRAM's share says. Units: s."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +56,14 @@ class GpmSampler:
 
     Args:
         nvml: a stand-in for ``pynvml``, for tests.
+        clock: monotonic time in seconds, for tests.
     """
 
-    def __init__(self, nvml: Any = None):
+    def __init__(self, nvml: Any = None, clock: Callable[[], float] = time.monotonic):
         self._gpus: Gpus = open_gpus(nvml)
+        self._clock = clock
         self._pairs: dict[str, list[Any]] = {}
+        self._kept_s: dict[str, float] = {}
         self._gaps: dict[str, str] = {}
         for gpu, handle in self._gpus.handles:
             self._open(gpu, handle)
@@ -76,7 +84,7 @@ class GpmSampler:
         )
 
     def read(self) -> Mapping[str, float]:
-        """Means since the reading before; empty at the first."""
+        """Means since the reading before; empty at the first, and for a GPU whose counters have no news."""
         values: dict[str, float] = {}
         for gpu, handle in self._gpus.handles:
             if gpu in self._pairs:
@@ -114,8 +122,8 @@ class GpmSampler:
         nvml, pair = self._gpus.nvml, self._pairs[gpu]
         before, now = pair
         nvml.nvmlGpmSampleGet(handle, now)
-        pair[:] = [now, before if before is not None else nvml.nvmlGpmSampleAlloc()]
         if before is None:
+            pair[:], self._kept_s[gpu] = [now, nvml.nvmlGpmSampleAlloc()], self._clock()
             return {}
         asked = nvml.c_nvmlGpmMetricsGet_t()
         asked.version = nvml.NVML_GPM_METRICS_GET_VERSION
@@ -124,6 +132,9 @@ class GpmSampler:
         for i, metric in enumerate(METRICS):
             asked.metrics[i].metricId = metric.number
         nvml.nvmlGpmMetricsGet(asked)
+        if _between_refreshes(asked) and self._clock() - self._kept_s[gpu] < LONGEST_S:
+            return {}
+        pair[:], self._kept_s[gpu] = [now, before], self._clock()
         return self._values(gpu, asked)
 
     def _values(self, gpu: str, answer: Any) -> dict[str, float]:
@@ -136,3 +147,9 @@ class GpmSampler:
             else:
                 self._gaps.setdefault(name, f"NVML GPM answers error {got.nvmlReturn} for it on this GPU")
         return values
+
+
+def _between_refreshes(answer: Any) -> bool:
+    """Whether some metric is a share of no time, and none is other than 0."""
+    values = [float(answer.metrics[i].value) for i in range(len(METRICS)) if answer.metrics[i].nvmlReturn == 0]
+    return any(math.isnan(v) for v in values) and all(math.isnan(v) or v == 0.0 for v in values)
