@@ -187,6 +187,27 @@ def test_every_data_parallel_replica_holds_all_the_weights(tp):
     assert [c.name for c in wrong.failed] == ["weight_bytes"]
 
 
+def test_ranks_that_write_into_one_line_or_out_of_order_are_told_apart():
+    size = "INFO 11-26 00:31:30 [kv_cache_utils.py:2146] GPU KV cache size:"
+    text = (
+        f"(EngineCore_DP1 pid=9938) {size} 449,968 tokens\n"
+        f"(EngineCore_DP1 pid=9938) (EngineCore_DP0 pid=9935) {size} 451,840 tokens\n"
+        "(Worker pid=9948) INFO 11-26 00:31:08 [m.py:302] Model loading took 14.0 GiB and 1.5 s\n"
+        "(Worker pid=9947) (Worker pid=9948) INFO 11-26 00:31:09 [m.py:302] Model loading took 15.0 GiB and 1.5 s\n"
+        "(Worker pid=9947) INFO 11-26 00:31:09 [m.py:302] Model loading took 15.0 GiB and 1.5 s\n"
+    )
+    facts = log.parse(text)
+    assert facts.replicas == 2
+    assert facts.replica_kv_tokens == (451_840, 449_968)
+    assert facts.worker_gib == (15.0, 15.0)  # a worker that loads again counts once, as it loaded last
+
+
+def test_more_workers_than_asked_for_all_count():
+    line = "INFO 11-26 00:31:08 [m.py:302] Model loading took 15.0 GiB and 1.5 seconds\n"
+    text = make_log(gib=()) + f"(Worker pid=1) {line}" + f"(Worker pid=2) {line}"
+    assert log.parse(text).weight_bytes == 30 * GIB
+
+
 def test_kv_blocks_are_one_replicas_the_smallest_where_the_page_gives_the_sum():
     assert effective_config(dp_log(), dp_page()).kv_blocks == 851_200 // 16
     silent = dp_log().replace("GPU KV cache size", "no such line")

@@ -1,5 +1,5 @@
-"""GIVEN logs that vLLM 0.25.1 wrote on an H200 (paths replaced, routes and progress bars left out), WHEN they are read,
-THEN what took effect is found, and a regular end is not taken for a failure."""
+"""GIVEN logs that vLLM 0.25.1 wrote on H200 and H100 (paths replaced, routes and progress bars left out), WHEN they are
+read, THEN what took effect is found, and a regular end is not taken for a failure."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def recorded(name: str) -> str:
     return (FIXTURES / f"{name}.log").read_text(encoding="utf-8")
 
 
-def checked(method: str, text: str):
+def checked(method: str, text: str, blocks: str = "None", **parallelism: int):
     cache = "fp8" if "kv_cache_dtype=fp8" in text else "auto"
-    effective = effective_config(text, make_page(cache_dtype=cache, blocks="None"))
+    effective = effective_config(text, make_page(cache_dtype=cache, blocks=blocks))
     asked = Deployment(
         model=ModelRef(name="m", source="synth:llama-3.1-8b", shape="llama-3.1-8b"), engine=EngineRef(name="vllm"),
-        method=method, device="h200", parallelism=Parallelism(),
+        method=method, device="h200", parallelism=Parallelism(**parallelism),
     )  # fmt: skip
     artifact = Artifact(None, "synth", "")  # type: ignore[arg-type]
     return effective, verify(asked, catalog.method(method), catalog.model("llama-3.1-8b"), artifact, effective)
@@ -69,6 +69,25 @@ def test_the_recorded_gptq_trap_is_caught():
     effective, found = checked("gptq-w4a16", text)
     assert effective.weight_bytes == 15 * GIB
     assert {check.name for check in found.failed} == {"weight_bytes", "weight_type"}
+
+
+def test_two_data_parallel_ranks_are_two_copies_though_one_says_its_configuration():
+    # GIVEN both ranks' processes in one log, the second silent about its configuration, workers without a rank's name
+    text = recorded("bf16-dp2")
+    assert text.count("Initializing a V1 LLM engine") == 1 and text.count("data_parallel_size=1") == 1
+    facts = log.parse(text)
+    assert facts.replicas == 2
+    assert facts.worker_gib == (15.0, 15.0)
+    assert facts.replica_kv_tokens == (451_840, 449_968)
+    # THEN both copies count, and the cache is the smaller replica's, where the page gives the sum of both
+    effective, found = checked("bf16", text, blocks=str((451_840 + 449_968) // 16), dp=2)
+    assert found.verified and found.failed == ()
+    assert effective.weight_bytes == 30 * GIB
+    assert effective.kv_blocks == 449_968 // 16
+    # AND it is neither one replica nor tensor parallel
+    for wrong in ({}, {"tp": 2}):
+        assert [c.name for c in checked("bf16", text, **wrong)[1].failed] == ["weight_bytes"]
+    assert log.failure(text) is None
 
 
 def test_a_start_that_was_interrupted_says_nothing_of_weights():

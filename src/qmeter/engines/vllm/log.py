@@ -31,9 +31,10 @@ _LINES: dict[str, re.Pattern[str]] = {
     "graphs_s": re.compile(r"Graph capturing finished in ([\d.]+) secs"),
     "async_scheduling": re.compile(r"Asynchronous scheduling is (enabled|disabled)"),
 }
-_REPLICA = _LINES["engine_version"]
 _KV_TOKENS = _LINES["kv_tokens"]
 _WEIGHTS = re.compile(r"Model loading took ([\d.]+) GiB")
+_RANK = re.compile(r"\(EngineCore_DP(\d+) pid=\d+\)")
+_PROCESS = re.compile(r"\((\w+ pid=\d+)\)")
 _KERNEL = re.compile(r"(?:Using|Selected) (\w*Kernel\w*) for (\w+)")
 _CONFIGURED = re.compile(r"Kernel configured with weights (\S+) and activations (\S+)")
 _ERROR_LINE = re.compile(r"(?:^|\s)((?:\w+\.)*\w*(?:Error|Exception)): (.+)")
@@ -75,12 +76,12 @@ TYPE_WORDS = {
 
 @dataclass(frozen=True)
 class LogFacts:
-    """What a log says: ``values`` by name, ``kernels`` as (kernel, scheme), ``worker_gib`` of weights a worker.
+    """What a log says: ``values`` by name, ``kernels`` as (kernel, scheme), ``worker_gib`` of weights a worker process.
 
     ``configured``: weight and activation type that the in-place loader saw in the kernel's configuration.
-    ``replicas``: engine cores that said their configuration, one a data-parallel rank. vLLM 0.25 makes each rank of a
-    dense model an engine of its own, whose configuration says ``data_parallel_size=1``.
-    ``replica_kv_tokens``: KV-cache tokens of each.
+    ``replicas``: engine cores by their names ``EngineCore_DPn``, one a data-parallel rank. vLLM 0.25 makes each rank of
+    a dense model an engine of its own, whose configuration says ``data_parallel_size=1``; the first rank alone logs it.
+    ``replica_kv_tokens``: KV-cache tokens of each engine core, by rank.
     """
 
     values: dict[str, str] = field(default_factory=dict)
@@ -94,12 +95,13 @@ class LogFacts:
     def weight_bytes(self) -> int | None:
         """Weights in memory of all devices together: each worker prints its own share, in hundredths of a GiB.
 
-        Where fewer workers than there are have a line in the log, their mean counts for each.
+        Where fewer workers than there are have a line in the log, their mean counts for each; where more have, all do.
         """
         if not self.worker_gib:
             return None
         inside = math.prod(int(self.values.get(f"{name}_parallel_size", 1)) for name in ("tensor", "pipeline"))
-        workers = inside * max(self.replicas, int(self.values.get("data_parallel_size", 1)))
+        asked = inside * max(self.replicas, int(self.values.get("data_parallel_size", 1)))
+        workers = max(asked, len(self.worker_gib))
         return int(sum(self.worker_gib) / len(self.worker_gib) * workers * _GIB)
 
     @property
@@ -124,17 +126,31 @@ class LogFacts:
 
 
 def parse(text: str) -> LogFacts:
-    """The first occurrence of each known line; kernels in order, once each."""
+    """The first occurrence of each known line; kernels in order, once each; weights a process, KV tokens a rank."""
     values = {name: match[1] for name, pattern in _LINES.items() if (match := pattern.search(text))}
     kernels = dict.fromkeys((m[1], m[2]) for m in _KERNEL.finditer(text))
-    workers = tuple(float(m[1]) for m in _WEIGHTS.finditer(text))
+    weights = _by_process(text, _WEIGHTS)
     told = _CONFIGURED.search(text)
     configured = (told[1], told[2]) if told else None
-    cached = tuple(int(m[1].replace(",", "")) for m in _KV_TOKENS.finditer(text))
+    cached = _by_process(text, _KV_TOKENS)
+    ranks = {name: int(name.split(" ")[0].partition("_DP")[2] or 0) for name in cached}
     return LogFacts(
-        values=values, kernels=tuple(kernels), worker_gib=workers, configured=configured,
-        replicas=max(1, len(_REPLICA.findall(text))), replica_kv_tokens=cached,
+        values=values, kernels=tuple(kernels), worker_gib=tuple(float(gib) for gib in weights.values()),
+        configured=configured, replicas=max(1, len(set(_RANK.findall(text)))),
+        replica_kv_tokens=tuple(int(cached[name].replace(",", "")) for name in sorted(cached, key=ranks.__getitem__)),
     )  # fmt: skip
+
+
+def _by_process(text: str, pattern: re.Pattern[str]) -> dict[str, str]:
+    """The last match of each process ("Worker pid=9947"), in order; a process whose name is not told stands for itself.
+
+    Processes write into one log at once, so a line may carry several names: the one nearest to the words counts.
+    """
+    found: dict[str, str] = {}
+    for match in pattern.finditer(text):
+        names = _PROCESS.findall(text, text.rfind("\n", 0, match.start()) + 1, match.start())
+        found[names[-1] if names else f"unnamed pid={len(found)}"] = match[1]
+    return found
 
 
 def failure(text: str) -> EngineError | None:
