@@ -24,6 +24,8 @@ class FakeNvml:
         self.limits_mw = [700_000] * count
         self.set_calls: list[tuple[int, int]] = []
         self.gpm_errors: set[int] = set()
+        self.gpm_idle = False
+        self.gpm_refreshes = 0
         self.alive = 0
         self.samples = 0
 
@@ -103,7 +105,7 @@ class FakeNvml:
         self.samples -= 1
 
     def nvmlGpmSampleGet(self, handle, sample):
-        sample["sample"] = (sample["sample"] or 0) + 1
+        sample["sample"] = self.gpm_refreshes
 
     def c_nvmlGpmMetricsGet_t(self):
         metrics = [SimpleNamespace(metricId=0, nvmlReturn=0, value=0.0) for _ in range(400)]
@@ -111,6 +113,9 @@ class FakeNvml:
 
     def nvmlGpmMetricsGet(self, asked):
         assert asked.sample1 is not asked.sample2
+        news = asked.sample2["sample"] - asked.sample1["sample"]
         for metric in asked.metrics[: asked.numMetrics]:
             metric.nvmlReturn = 3 if metric.metricId in self.gpm_errors else 0
-            metric.value = float(metric.metricId)
+            metric.value = float(metric.metricId) if news and not self.gpm_idle else 0.0
+            if metric.metricId == 10 and not news:
+                metric.value = float("nan")  # a share of no time, as the driver has it

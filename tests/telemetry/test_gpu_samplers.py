@@ -102,14 +102,36 @@ def test_closing_lets_nvml_go_and_reads_nothing_more():
 
 
 def test_gpm_gives_means_between_readings_in_si():
-    sampler = GpmSampler(FakeNvml())
+    card = FakeNvml()
+    sampler = GpmSampler(card)
     assert sampler.read() == {}
+    card.gpm_refreshes += 1
     values = sampler.read()
     assert values["gpu0.gpm.sm_util"] == pytest.approx(0.02)
     assert values["gpu0.gpm.tensor_util"] == pytest.approx(0.05)
     assert values["gpu0.gpm.dram_util"] == pytest.approx(0.10)
     assert values["gpu0.gpm.pcie_tx_bytes_s"] == 20 * 2**20
+    card.gpm_refreshes += 1
     assert sampler.read()
+
+
+def test_gpm_readings_between_two_refreshes_are_no_zeros():
+    # GIVEN counters that are refreshed at 10 Hz, read at 20 Hz
+    card, now = FakeNvml(), [0.0]
+    sampler = GpmSampler(card, clock=lambda: now[0])
+    seen = []
+    for i in range(40):
+        now[0], card.gpm_refreshes = i * 0.05, i // 2
+        seen.append(sampler.read())
+    told = [v for v in seen if v]
+    assert len(told) == 19 and all(v["gpu0.gpm.tensor_util"] == pytest.approx(0.05) for v in told)
+    assert {i.gap for i in sampler.series()} == {None}
+    # AND a GPU that does nothing reads 0, if later
+    card.gpm_idle = True
+    for i in range(40, 60):
+        now[0], card.gpm_refreshes = i * 0.05, i // 2
+        seen.append(sampler.read())
+    assert [v["gpu0.gpm.tensor_util"] for v in seen[-19:] if v] and not any(any(v.values()) for v in seen[-19:])
 
 
 def test_gpm_says_which_metric_a_card_lacks():
@@ -117,6 +139,7 @@ def test_gpm_says_which_metric_a_card_lacks():
     card.gpm_errors = {60, 61}
     sampler = GpmSampler(card)
     sampler.read()
+    card.gpm_refreshes += 1
     assert "gpu0.gpm.nvlink_rx_bytes_s" not in sampler.read()
     gaps = {i.name: i.gap for i in sampler.series()}
     assert "error 3" in gaps["gpu0.gpm.nvlink_rx_bytes_s"]
@@ -195,6 +218,7 @@ def test_a_deployments_sampler_reads_its_own_gpus_only():
     for sampler in (NvmlSampler(card), GpmSampler(card)):
         sampler.narrow({"gpu1", "gpu3"})
         sampler.read()
+        card.gpm_refreshes += 1
         values = sampler.read()
         assert values and {name.partition(".")[0] for name in values} == {"gpu1", "gpu3"}
         assert {i.name.partition(".")[0] for i in sampler.series()} == {"gpu1", "gpu3"}

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from qmeter.analysis.refresh import with_news
 from qmeter.analysis.stats import F64, t_quantile
 from qmeter.record import Quantity, Reason, SeriesInfo, Telemetry, Window
 
@@ -256,7 +257,7 @@ def energy_metrics(
 
 
 def grouped(telemetry: Telemetry) -> Series:
-    """Series name → (t_s, value) in time order, NaN readings left out."""
+    """Series name → (t_s, value) in time order; NaN readings and GPM readings without news are left out."""
     names, member = np.unique(telemetry.series.astype(str), return_inverse=True)
     order = np.lexsort((telemetry.t_s, member))
     splits = np.searchsorted(member[order], np.arange(1, len(names)))
@@ -265,7 +266,7 @@ def grouped(telemetry: Telemetry) -> Series:
         rows = rows[~np.isnan(telemetry.value[rows])]
         if len(rows):
             made[str(name)] = (telemetry.t_s[rows], telemetry.value[rows])
-    return made
+    return with_news(made)
 
 
 def _summed(parts: list[DeviceEnergy], *, gpu: bool) -> Quantity:

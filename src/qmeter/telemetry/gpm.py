@@ -1,12 +1,14 @@
 """Hardware counters of Hopper and newer by NVML GPM: tensor and SM activity, DRAM bandwidth, PCIe, NVLink.
 
-GPM needs no profiler and does not slow kernels down. A value is the mean between two readings of the sampler, so
-sampling at 10 Hz gives means over 100 ms.
+GPM needs no profiler and does not slow kernels down. A value is the mean between two of its refreshes, which come about
+every 100 ms (driver 580): a reading in between has no news, and NVML then answers 0 for every metric (nothing for the
+DRAM's). Such a reading is left out, and the next one still counts from the last that was kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +17,8 @@ from qmeter.telemetry.nvml import Gpus, open_gpus
 
 ABSENT = "gpm.devices"
 MIB = float(2**20)
+LONGEST_S = 0.25
+"""Time without news after which a reading of nothing but zeros is believed: the GPU does nothing. Units: s."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,14 @@ class GpmSampler:
 
     Args:
         nvml: a stand-in for ``pynvml``, for tests.
+        clock: monotonic time in seconds, for tests.
     """
 
-    def __init__(self, nvml: Any = None):
+    def __init__(self, nvml: Any = None, clock: Callable[[], float] = time.monotonic):
         self._gpus: Gpus = open_gpus(nvml)
+        self._clock = clock
         self._pairs: dict[str, list[Any]] = {}
+        self._kept_s: dict[str, float] = {}
         self._gaps: dict[str, str] = {}
         for gpu, handle in self._gpus.handles:
             self._open(gpu, handle)
@@ -76,7 +83,7 @@ class GpmSampler:
         )
 
     def read(self) -> Mapping[str, float]:
-        """Means since the reading before; empty at the first."""
+        """Means since the reading before; empty at the first, and for a GPU whose counters have no news."""
         values: dict[str, float] = {}
         for gpu, handle in self._gpus.handles:
             if gpu in self._pairs:
@@ -114,8 +121,8 @@ class GpmSampler:
         nvml, pair = self._gpus.nvml, self._pairs[gpu]
         before, now = pair
         nvml.nvmlGpmSampleGet(handle, now)
-        pair[:] = [now, before if before is not None else nvml.nvmlGpmSampleAlloc()]
         if before is None:
+            pair[:], self._kept_s[gpu] = [now, nvml.nvmlGpmSampleAlloc()], self._clock()
             return {}
         asked = nvml.c_nvmlGpmMetricsGet_t()
         asked.version = nvml.NVML_GPM_METRICS_GET_VERSION
@@ -124,6 +131,9 @@ class GpmSampler:
         for i, metric in enumerate(METRICS):
             asked.metrics[i].metricId = metric.number
         nvml.nvmlGpmMetricsGet(asked)
+        if not _has_news(asked) and self._clock() - self._kept_s[gpu] < LONGEST_S:
+            return {}
+        pair[:], self._kept_s[gpu] = [now, before], self._clock()
         return self._values(gpu, asked)
 
     def _values(self, gpu: str, answer: Any) -> dict[str, float]:
@@ -136,3 +146,9 @@ class GpmSampler:
             else:
                 self._gaps.setdefault(name, f"NVML GPM answers error {got.nvmlReturn} for it on this GPU")
         return values
+
+
+def _has_news(answer: Any) -> bool:
+    """Whether any metric is known and not 0."""
+    read = (answer.metrics[i] for i in range(len(METRICS)))
+    return any(m.nvmlReturn == 0 and m.value == m.value and m.value != 0.0 for m in read)
