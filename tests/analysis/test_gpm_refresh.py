@@ -38,16 +38,25 @@ def test_means_do_not_depend_on_the_rate_of_reading(rate_hz: float) -> None:
 
 
 def test_an_idle_gpu_reads_zero_and_a_second_gpu_is_judged_by_itself() -> None:
+    # GIVEN a busy GPU, and one that does nothing: its zeros stand where time had passed
     busy = readings(20)
-    t_s = busy["gpu0.gpm.tensor_util"][0]
     idle = {name.replace("gpu0", "gpu1"): (t, np.zeros(len(t))) for name, (t, _) in busy.items()}
     made = with_news({**busy, **idle})
-    np.testing.assert_array_equal(made["gpu1.gpm.tensor_util"][0], t_s)
+    np.testing.assert_array_equal(made["gpu1.gpm.tensor_util"][0], busy["gpu0.gpm.dram_util"][0])
     assert made["gpu1.gpm.tensor_util"][1].mean() == 0.0
-    # AND a pause of half a second inside a busy stretch counts as a pause
-    paused = {n: (t, np.where((t > 2.0) & (t < 2.5), 0.0, v)) for n, (t, v) in busy.items()}
-    values = with_news(paused)["gpu0.gpm.tensor_util"]
-    assert (values[1][(values[0] > 2.2) & (values[0] < 2.3)] == 0.0).all() and 0.2 < values[1].mean() < 0.4
+    # AND a refresh that came late: a zero, then twice as much, whose mean is right
+    t_s, value = busy["gpu0.gpm.tensor_util"]
+    fresh = np.flatnonzero(value)
+    value = value.copy()
+    value[fresh[3]], value[fresh[4]] = 0.0, 0.8
+    late = with_news({**busy, "gpu0.gpm.tensor_util": (t_s, value)})
+    assert late["gpu0.gpm.tensor_util"][1].mean() == pytest.approx(0.4)
+
+
+def test_without_the_dram_metric_nothing_tells_and_all_is_kept() -> None:
+    series = {n: v for n, v in readings(20).items() if "dram" not in n}
+    made = with_news(series)
+    assert {n: len(v[0]) for n, v in made.items()} == {n: len(v[0]) for n, v in series.items()}
 
 
 def test_the_recorded_h200_read_every_second_time_in_vain() -> None:

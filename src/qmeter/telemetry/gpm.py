@@ -1,12 +1,13 @@
 """Hardware counters of Hopper and newer by NVML GPM: tensor and SM activity, DRAM bandwidth, PCIe, NVLink.
 
 GPM needs no profiler and does not slow kernels down. A value is the mean between two of its refreshes, which come about
-every 100 ms (driver 580): a reading in between has no news, and NVML then answers 0 for every metric (nothing for the
-DRAM's). Such a reading is left out, and the next one still counts from the last that was kept.
+every 100 ms (driver 580). For a reading in between no time has passed: NVML answers 0 for every metric, and no number
+for the DRAM's share. Such a reading is left out, and the next one still counts from the last that was kept.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from qmeter.telemetry.nvml import Gpus, open_gpus
 ABSENT = "gpm.devices"
 MIB = float(2**20)
 LONGEST_S = 0.25
-"""Time without news after which a reading of nothing but zeros is believed: the GPU does nothing. Units: s."""
+"""Time after which a reading of nothing but zeros is believed, whatever the DRAM's share says. Units: s."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class GpmSampler:
         for i, metric in enumerate(METRICS):
             asked.metrics[i].metricId = metric.number
         nvml.nvmlGpmMetricsGet(asked)
-        if not _has_news(asked) and self._clock() - self._kept_s[gpu] < LONGEST_S:
+        if _between_refreshes(asked) and self._clock() - self._kept_s[gpu] < LONGEST_S:
             return {}
         pair[:], self._kept_s[gpu] = [now, before], self._clock()
         return self._values(gpu, asked)
@@ -148,7 +149,7 @@ class GpmSampler:
         return values
 
 
-def _has_news(answer: Any) -> bool:
-    """Whether any metric is known and not 0."""
-    read = (answer.metrics[i] for i in range(len(METRICS)))
-    return any(m.nvmlReturn == 0 and m.value == m.value and m.value != 0.0 for m in read)
+def _between_refreshes(answer: Any) -> bool:
+    """Whether some metric is a share of no time, and none is other than 0."""
+    values = [float(answer.metrics[i].value) for i in range(len(METRICS)) if answer.metrics[i].nvmlReturn == 0]
+    return any(math.isnan(v) for v in values) and all(math.isnan(v) or v == 0.0 for v in values)
