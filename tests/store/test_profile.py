@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,19 @@ def test_without_tokens_they_are_empty_and_the_rest_is_there(store: StudyStore, 
     profile = open_results(str(write_profile(filled(store), tmp_path / "p")))
     found = profile.tables(record("a"))
     assert len(found.tokens) == 0 and len(found.requests) == 3 and len(found.telemetry) == 2
+
+
+def test_requests_that_were_never_due_are_left_out(store: StudyStore, tmp_path: Path) -> None:  # noqa: F811
+    # GIVEN a closed loop's list, whose rest was never due, and a request that was due and not sent
+    made = tables()
+    columns = made.requests.columns()
+    status = np.array(["ok", "unsent", "unsent"], dtype=columns["status"].dtype)
+    due = np.array([0.0, np.nan, 2.0])
+    requests = type(made.requests)(**{**columns, "status": status, "intended_s": due})
+    store.write_tables("a", replace(made, requests=requests))
+    store.append(record("a"))
+    kept = open_results(str(write_profile(store, tmp_path / "p"))).tables(record("a")).requests
+    assert kept.status.tolist() == ["ok", "unsent"] and kept.intended_s.tolist() == [0.0, 2.0]
 
 
 def test_an_existing_folder_is_not_written_over(store: StudyStore, tmp_path: Path) -> None:  # noqa: F811

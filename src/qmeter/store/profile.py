@@ -3,7 +3,8 @@
 A profile is a folder: ``study.json``, ``records.parquet`` (one JSON record a row), and ``requests.parquet``,
 ``telemetry.parquet``, ``steps.parquet`` with the cell's id in each row; ``tokens.parquet`` only where it was asked for,
 since token times are nine tenths of the bytes and the iteration log tells the same. Times are rounded to a
-microsecond, readings to five digits (never coarser than a thousandth of their unit).
+microsecond, readings to five digits (never coarser than a thousandth of their unit). The rest of a closed loop's list,
+requests that were never due, is left out.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from qmeter.store.tables import columns_of, table_from
 WITHOUT_TOKENS = tuple(name for name in TABLES if name != "tokens")
 TIME_DIGITS = 6
 READING_DIGITS = 5
+ROWS = {"requests": "status <> 'unsent' OR NOT isnan(coalesce(intended_s, 'nan'))"}
+"""Which rows of a table a profile keeps; all of the others."""
 
 
 class Results(Protocol):
@@ -228,7 +231,8 @@ def _write_table(
     for cell, file in present:
         columns = columns_of(db, [file], TABLES[name])
         shown = [made if " AS " in made else _compact(made.strip('"')) for made in columns]
-        parts.append(f"SELECT '{cell}' AS cell_id, {', '.join(shown)} FROM read_parquet({quoted(file)})")
+        rows = f"FROM read_parquet({quoted(file)}) WHERE {ROWS.get(name, 'TRUE')}"
+        parts.append(f"SELECT '{cell}' AS cell_id, {', '.join(shown)} {rows}")
     union = " UNION ALL ".join(parts)
     db.execute(f"COPY ({union}) TO {quoted(path)} (FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 19)")
 
