@@ -40,17 +40,30 @@ def test_without_tokens_they_are_empty_and_the_rest_is_there(store: StudyStore, 
     assert len(found.tokens) == 0 and len(found.requests) == 3 and len(found.telemetry) == 2
 
 
-def test_requests_that_were_never_due_are_left_out(store: StudyStore, tmp_path: Path) -> None:  # noqa: F811
-    # GIVEN a closed loop's list, whose rest was never due, and a request that was due and not sent
+@pytest.mark.parametrize(
+    ("status", "due", "kept"),
+    [
+        (["ok", "unsent", "unsent"], [0.0, np.nan, np.nan], 1),
+        (["ok", "unsent", "ok"], [0.0, np.nan, 1.0], 3),  # row i stays request i
+        (["ok", "unsent", "unsent"], [0.0, 1.0, np.nan], 2),  # due, and not sent: a failure
+    ],
+)
+def test_the_end_of_a_list_that_was_never_due_is_left_out(
+    store: StudyStore,  # noqa: F811
+    tmp_path: Path,
+    status: list[str],
+    due: list[float],
+    kept: int,
+) -> None:
     made = tables()
-    columns = made.requests.columns()
-    status = np.array(["ok", "unsent", "unsent"], dtype=columns["status"].dtype)
-    due = np.array([0.0, np.nan, 2.0])
-    requests = type(made.requests)(**{**columns, "status": status, "intended_s": due})
+    requests = type(made.requests)(
+        **{**made.requests.columns(), "status": np.array(status, dtype=object), "intended_s": np.array(due)}
+    )
     store.write_tables("a", replace(made, requests=requests))
     store.append(record("a"))
-    kept = open_results(str(write_profile(store, tmp_path / "p"))).tables(record("a")).requests
-    assert kept.status.tolist() == ["ok", "unsent"] and kept.intended_s.tolist() == [0.0, 2.0]
+    found = open_results(str(write_profile(store, tmp_path / "p"))).tables(record("a")).requests
+    assert found.status.tolist() == status[:kept]
+    np.testing.assert_array_equal(found.intended_s, due[:kept])
 
 
 def test_an_existing_folder_is_not_written_over(store: StudyStore, tmp_path: Path) -> None:  # noqa: F811

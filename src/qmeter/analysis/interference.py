@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qmeter.analysis.compare import bounds
+from qmeter.analysis.paired import COMPARED, Cell, paired_ratios
 from qmeter.analysis.points import Deployment, Point
 from qmeter.record import Neighbour, Quantity, Record
 
-COMPARED = ("ttft_p50_s", "tpot_mean_s", "throughput_tok_s", "j_per_output_token")
-"""What is compared: latency at both ends, rate, energy."""
 LEAST_OVERLAP = 0.9
 """Share of the window during which a neighbour must have been under load for the pair to count."""
 
@@ -23,18 +22,37 @@ class Interference:
     Attributes:
         alone, beside: the two points.
         neighbours: what ran beside it: method and parallelism, and the model where it is another.
+        gpus, gpus_alone: GPUs that the points ran on. Cards differ by a few percent in power and heat: where they are
+            not the same, that is in the ratios too.
         overlap: least share of a window with every neighbour under load; unknown where a neighbour's record is missing.
-        ratios: name of :data:`COMPARED` → beside / alone, its interval from both intervals taken as independent.
+        ratios: name of :data:`COMPARED` → beside / alone, as :func:`point_ratios` gives them.
     """
 
     alone: Point
     beside: Point
     neighbours: tuple[str, ...]
+    gpus: tuple[int, ...]
+    gpus_alone: tuple[int, ...]
     overlap: Quantity
     ratios: Mapping[str, Quantity]
 
 
-def interference(deployments: Sequence[Deployment], records: Sequence[Record]) -> list[Interference]:
+def point_ratios(a: Point, b: Point, loaded: Mapping[str, Cell] | None = None) -> dict[str, Quantity]:
+    """``a / b`` for each of :data:`COMPARED`.
+
+    Paired by request where ``loaded`` (cell id → record and tables) shows that both served the same ones; else with an
+    interval from both intervals taken as independent.
+    """
+    paired: dict[str, Quantity] = {}
+    if loaded is not None:
+        mine, other = ({int(loaded[c][0].cell["repeat"]): loaded[c] for c in p.cells if c in loaded} for p in (a, b))
+        paired = paired_ratios([(mine[k], other[k]) for k in mine if k in other])
+    return {name: paired.get(name) or ratio(a.get(name), b.get(name)) for name in COMPARED}
+
+
+def interference(
+    deployments: Sequence[Deployment], records: Sequence[Record], loaded: Mapping[str, Cell] | None = None
+) -> list[Interference]:
     """Every point measured side by side that was also measured alone."""
     by_id = {r.cell_id: r for r in records}
     alone = {(d.key, p.workload): p for d in deployments if not d.key.beside for p in d.points}
@@ -49,12 +67,14 @@ def interference(deployments: Sequence[Deployment], records: Sequence[Record]) -
             overlap = _overlap(mine, by_id)
             close = overlap.value is None or overlap.value >= LEAST_OVERLAP
             why = f"the neighbours ran for only {overlap.value or 0.0:.0%} of the window"
-            ratios = {
-                name: ratio(point.get(name), twin.get(name)) if close else Quantity.unknown("1", why)
-                for name in COMPARED
-            }
-            out.append(Interference(twin, point, tuple(names), overlap, ratios))
+            ratios = point_ratios(point, twin, loaded) if close else dict.fromkeys(COMPARED, Quantity.unknown("1", why))
+            gpus, gpus_alone = _gpus(point, by_id), _gpus(twin, by_id)
+            out.append(Interference(twin, point, tuple(names), gpus, gpus_alone, overlap, ratios))
     return out
+
+
+def _gpus(point: Point, by_id: Mapping[str, Record]) -> tuple[int, ...]:
+    return tuple(sorted({g for c in point.cells if c in by_id for g in by_id[c].devices or ()}))
 
 
 def _short(neighbour: Neighbour, model: str) -> str:

@@ -54,14 +54,15 @@ def _add(folder: Path, name: str | None, with_tokens: bool) -> None:
         typer.echo(f"  {what}: {text}")
     for doubt in found.doubts:
         typer.secho(f"warning: {doubt}", fg="yellow", err=True)
-    others = [p.name for p in list_profiles() if p.name != target.name and _shares_a_model(p, study)]
-    if others:
-        typer.echo(f"to compare: qmeter report {others[0]} {target.name}")
+    shared = {p.name: _shared_methods(p, study) for p in list_profiles() if p.name != target.name}
+    if any(shared.values()):
+        typer.echo(f"to compare: qmeter report {max(shared, key=lambda name: shared[name])} {target.name}")
 
 
-def _shares_a_model(info: ProfileInfo, study: Study) -> bool:
-    shapes = {m.shape for m in study.models}
-    return any(m.shape in shapes for m in Profile(info.folder).study.models)
+def _shared_methods(info: ProfileInfo, study: Study) -> int:
+    """How many of the study's methods a profile has; none where it has none of its models."""
+    other, shapes = Profile(info.folder).study, {m.shape for m in study.models}
+    return len({*other.methods} & {*study.methods}) if any(m.shape in shapes for m in other.models) else 0
 
 
 def _list(as_json: bool) -> None:

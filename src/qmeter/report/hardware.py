@@ -45,12 +45,14 @@ Loaded = Mapping[str, tuple[Record, CellTables]]
 """Cell id → its record and tables."""
 
 
-def hardware_tables(
-    summary: StudySummary, results: Results, records: Sequence[Record], folder: Path
-) -> dict[str, Table]:
-    """``hardware`` (a row a load point), ``phases`` and ``roofline`` (a row a deployment), as the page names them."""
+def load_cells(summary: StudySummary, results: Results, records: Sequence[Record]) -> Loaded:
+    """Record and tables of every valid cell."""
     used = {cell for d in summary.deployments for p in d.points for cell in p.cells}
-    loaded = {r.cell_id: (r, results.tables(r)) for r in records if r.cell_id in used}
+    return {r.cell_id: (r, results.tables(r)) for r in records if r.cell_id in used}
+
+
+def hardware_tables(summary: StudySummary, loaded: Loaded, folder: Path) -> dict[str, Table]:
+    """``hardware`` (a row a load point), ``phases`` and ``roofline`` (a row a deployment), as the page names them."""
     return {"hardware": counters(summary, loaded), **phases(summary, loaded, ceilings(folder))}
 
 
@@ -177,14 +179,15 @@ def _time_cells(d: Deployment, s: PhaseSplit, params: int | None, measured: Mapp
     activations = d.effective.activation_type if d.effective else None
     rate = inverse(None if params is None else 2.0 * params, s.s_per_prefill_token, "FLOP/s", "the shape is unknown")
     read = inverse(weights, s.s_per_step, "B/s", "the weights' size is unknown")
+    ceilings = {name: value * d.key.gpus for name, value in measured.items()}
     token, step = (shown(q.model_copy(update={"unit": "s"})) for q in (s.s_per_prefill_token, s.s_per_step))
     return [
         text(token, s.s_per_prefill_token),
         _tera(rate),
-        _of(rate, measured.get(activations or ""), f"no measured ceiling for {activations}"),
+        _of(rate, ceilings.get(activations or ""), f"no measured ceiling for {activations}"),
         text(step, s.s_per_step),
         _tera(read),
-        _of(read, measured.get("read"), "no measured read bandwidth"),
+        _of(read, ceilings.get("read"), "no measured read bandwidth"),
         text(share(s.time_residual), s.time_residual),
     ]
 

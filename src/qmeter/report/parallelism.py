@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from qmeter.analysis.interference import COMPARED, interference, ratio
+from qmeter.analysis.interference import interference, point_ratios, ratio
 from qmeter.analysis.metrics import metric
+from qmeter.analysis.paired import COMPARED
 from qmeter.analysis.points import Deployment, Point, per_gpu
 from qmeter.analysis.summary import StudySummary
 from qmeter.record import Quantity, Record
 from qmeter.report import charts
 from qmeter.report.charts import Chart, Row
 from qmeter.report.evidence import Table, Text, text
+from qmeter.report.hardware import Loaded
 from qmeter.report.numbers import change, share, shown
 from qmeter.report.palette import Style
 from qmeter.report.pictures import slug
@@ -47,7 +49,7 @@ KINDS = "Circles, joined: tensor parallel; squares: pipeline; diamonds: data."
 # Charts
 
 
-def scaling_charts(summary: StudySummary, styles: Sequence[Style]) -> list[Chart]:
+def scaling_charts(summary: StudySummary, styles: Sequence[Style], loaded: Loaded | None = None) -> list[Chart]:
     """For each model and family: speed-up, then energy per output token, against GPUs, at the highest common load."""
     made: list[Chart] = []
     chosen = parallel(summary)
@@ -60,7 +62,7 @@ def scaling_charts(summary: StudySummary, styles: Sequence[Style]) -> list[Chart
         where = f"{load_text(common.load)} · {model}, {family}"
         name = "throughput_tok_s" if common.load.law == "closed" else "tpot_mean_s"
         what = "output rate" if name == "throughput_tok_s" else "TPOT"
-        rows = _speedup_rows(at, name)
+        rows = _speedup_rows(at, name, loaded)
         if len({r["x"] for r in rows}) > 1:
             made.append(
                 Chart(
@@ -88,13 +90,13 @@ def scaling_charts(summary: StudySummary, styles: Sequence[Style]) -> list[Chart
     return made
 
 
-def _speedup_rows(at: Sequence[tuple[Deployment, Point]], name: str) -> list[Row]:
+def _speedup_rows(at: Sequence[tuple[Deployment, Point]], name: str, loaded: Loaded | None) -> list[Row]:
     rows: list[Row] = []
     for d, p in at:
         peers = [(o, q) for o, q in at if _method(o) == _method(d)]
         base = min(peers, key=lambda pair: pair[0].key.gpus)
-        first, mine = base[1].get(name), p.get(name)
-        gained = ratio(mine, first) if metric(name).better.value == "higher" else ratio(first, mine)
+        over, under = (p, base[1]) if metric(name).better.value == "higher" else (base[1], p)
+        gained = point_ratios(over, under, loaded)[name]
         if base[0] is d:
             gained = Quantity.of(1.0, "1") if gained.known else gained
         row = _row(d, gained)
@@ -132,18 +134,29 @@ def matrices(summary: StudySummary) -> list[Matrix]:
     chosen = parallel(summary)
     made = []
     for model, family in _families(chosen):
-        mine = [d for d in chosen if d.key.model == model and any(p.family == family for p in d.points)]
+        mine = [d for d in chosen if d.key.model == model and (not d.points or _has(d, family))]
         if len({d.key.parallelism for d in mine}) < 2:
             continue
         slo = next((p.slo for d in mine for p in d.points if p.family == family and p.slo), None)
         name = "goodput_hz" if slo else "throughput_tok_s"
         best = {d.key.label: _best(d, family, name) for d in mine}
+        open_end = [d.key.label for d in mine if (p := best[d.key.label]) and p.load.value == _highest(mine, family)]
         under = f"under the SLO ({slo_text(slo)})" if slo else "(no SLO)"
         word, kept = ("Goodput", " that keeps the SLO") if slo else ("Output rate", "")
         note = f"{model}, {family}: the best load tried{kept}. Bold: best of the table."
+        if open_end:
+            note += f" It was the highest load tried, so that the limit was not seen, for: {', '.join(open_end)}."
         for suffix, of in (("", _whole), (" a GPU", _per_gpu), (" a kilojoule", _per_kilojoule)):
             made.append(Matrix(f"{word}{suffix} {under}", note, _matrix(mine, best, name, of)))
     return made
+
+
+def _has(d: Deployment, family: str) -> bool:
+    return any(p.family == family for p in d.points)
+
+
+def _highest(deployments: Sequence[Deployment], family: str) -> float:
+    return max(p.load.value for d in deployments for p in d.points if p.family == family)
 
 
 Measure = Callable[[Deployment, Point, str], Quantity]
@@ -158,11 +171,11 @@ def _best(d: Deployment, family: str, name: str) -> Point | None:
 def _matrix(mine: Sequence[Deployment], best: dict[str, Point | None], name: str, of: Measure) -> Table:
     columns = sorted({(d.key.gpus, d.key.parallelism) for d in mine}, key=lambda c: (c[0], c[1][:2] != "tp", c[1]))
     methods = list(dict.fromkeys(_method(d) for d in mine))
-    cells: dict[tuple[str, str], Quantity | None] = {}
+    cells: dict[tuple[str, str], Quantity | str] = {}
     for d in mine:
-        point = best[d.key.label]
-        cells[_method(d), d.key.parallelism] = of(d, point, name) if point else None
-    values = [q.value for q in cells.values() if q is not None and q.value is not None]
+        point, none = best[d.key.label], "misses the SLO" if d.points else "no usable cell"
+        cells[_method(d), d.key.parallelism] = of(d, point, name) if point else none
+    values = [q.value for q in cells.values() if isinstance(q, Quantity) and q.value is not None]
     top = max(values, default=0.0)
     if 2 * values.count(top) > len(values):
         top = float("inf")  # most of them are alike: none stands out
@@ -174,7 +187,7 @@ def _matrix(mine: Sequence[Deployment], best: dict[str, Point | None], name: str
                 row.append("not measured")
                 continue
             q = cells[method, parallelism]
-            row.append("misses the SLO" if q is None else _marked(q, top))
+            row.append(q if isinstance(q, str) else _marked(q, top))
         rows.append(tuple(row))
     names = [f"{p or 'one GPU'}{f' ({g} GPUs)' if g > 1 else ''}" for g, p in columns]
     return Table(("Method", *names), tuple(rows), numbers=True)
@@ -210,19 +223,61 @@ def _scaled(q: Quantity, factor: float, unit: str) -> Quantity:
     return Quantity.of(q.value * factor, unit, low=low, high=high, n=q.n)
 
 
-def neighbours(summary: StudySummary, records: Sequence[Record]) -> Table:
+RATIO_HEAD = ("TTFT p50", "TPOT mean", "Output rate", "Energy/token")
+
+
+def comparisons(summary: StudySummary, loaded: Loaded | None = None) -> Table:
+    """What more GPUs change for a method, and a method on few GPUs against the reference on more, at each load."""
+    rows, tones = [], []
+    for d, other in _opponents(parallel(summary)):
+        points = {(q.family, q.workload): q for q in other.points}
+        for p in d.points:
+            base = points.get((p.family, p.workload))
+            if base is None:
+                continue
+            ratios = point_ratios(p, base, loaded)
+            sent = p.get("nvlink_bytes_per_token") if d.key.gpus > 1 else Quantity.unknown("B/token", "one GPU")
+            cells = [text(change(ratios[name]), ratios[name]) for name in COMPARED]
+            link = text(shown(sent), sent) if sent.known or d.key.gpus > 1 else "one GPU"
+            rows.append((d.key.model, d.key.label, other.key.label, p.workload, *cells, link))
+            tones.append("warn" if any(_apart(q) for q in ratios.values()) else "")
+    head = ("Model", "Method", "Against", "Workload", *RATIO_HEAD, "NVLink/token")
+    return Table(head, tuple(rows), tuple(tones), numbers=True)
+
+
+def _opponents(chosen: Sequence[Deployment]) -> Iterator[tuple[Deployment, Deployment]]:
+    """Each deployment and its opponent: itself on the fewest GPUs; then, on fewer GPUs, the reference on more."""
+    first: dict[tuple[str, str], Deployment] = {}
+    for d in sorted(chosen, key=lambda d: d.key.gpus):
+        if d.points:
+            first.setdefault((d.key.model, _method(d)), d)
+    for d in chosen:
+        base = first.get((d.key.model, _method(d)))
+        if base is not None and base is not d:
+            yield d, base
+    for d in first.values():
+        for other in chosen:
+            same = other.key.model == d.key.model and _method(other) != _method(d)
+            if same and other.is_reference and not d.is_reference and other.key.gpus > d.key.gpus:
+                yield d, other
+
+
+def neighbours(summary: StudySummary, records: Sequence[Record], loaded: Loaded | None = None) -> Table:
     """What running side by side changed at each load point: beside against alone, with intervals."""
     rows, tones = [], []
-    for found in interference(summary.deployments, records):
+    for found in interference(summary.deployments, records, loaded):
         cells = [text(change(found.ratios[name]), found.ratios[name]) for name in COMPARED]
         overlap = text(share(found.overlap), found.overlap)
         key = found.beside.key
         by = ", ".join(found.neighbours) or "nobody"
         label = replace(key, beside=False).label
-        rows.append((key.model, label, found.beside.workload, by, overlap, *cells))
+        gpus = ", ".join(map(str, found.gpus))
+        if found.gpus != found.gpus_alone:
+            gpus += f" (alone: {', '.join(map(str, found.gpus_alone))})"
+        rows.append((key.model, label, found.beside.workload, by, gpus, overlap, *cells))
         apart = any(_apart(found.ratios[name]) for name in COMPARED)
         tones.append("warn" if apart else "")
-    head = ("Model", "Method", "Workload", "Beside", "Overlap", "TTFT p50", "TPOT mean", "Output rate", "Energy/token")
+    head = ("Model", "Method", "Workload", "Beside", "GPU", "Overlap", *RATIO_HEAD)
     return Table(head, tuple(rows), tuple(tones), numbers=True)
 
 

@@ -55,13 +55,16 @@ def write_report(folder: Path, out: Path | None = None, others: Sequence[Path] =
     made = groups(summary, notes)
     looks = styles(*pictures.all_labels(summary))
     charts, itl_note = _charts(summary, made, looks, results, records)
+    loaded = hardware.load_cells(summary, results, records)
+    charts["parallelism"] = parallelism.scaling_charts(summary, looks, loaded)
     graded = tasks.graded(summary, results, records)
     charts["tasks"] = tasks.task_charts(graded, looks)
     tables = evidence.all_tables(summary, records)
     tables |= tasks.task_tables(summary, graded)
-    tables |= hardware.hardware_tables(summary, results, records, results.folder)
+    tables |= hardware.hardware_tables(summary, loaded, results.folder)
     tables["devices"] = devices.comparison(summary)
-    tables["neighbours"] = parallelism.neighbours(summary, records)
+    tables["neighbours"] = parallelism.neighbours(summary, records, loaded)
+    tables["scaling"] = parallelism.comparisons(summary, loaded)
     found = parallelism.matrices(summary)
     parts = page_parts(study, summary, records, made, notes, tables) | {
         "itl_note": itl_note,
@@ -105,7 +108,6 @@ def _charts(
             charts["quality"] += [quality] if quality else []
     if len(made) > 1:
         charts = {k: [_named(c, made) for c in group] for k, group in charts.items()}
-    charts["parallelism"] = parallelism.scaling_charts(summary, looks)
     return charts, itl_note
 
 

@@ -3,8 +3,8 @@
 A profile is a folder: ``study.json``, ``records.parquet`` (one JSON record a row), and ``requests.parquet``,
 ``telemetry.parquet``, ``steps.parquet`` with the cell's id in each row; ``tokens.parquet`` only where it was asked for,
 since token times are nine tenths of the bytes and the iteration log tells the same. Times are rounded to a
-microsecond, readings to five digits (never coarser than a thousandth of their unit). The rest of a closed loop's list,
-requests that were never due, is left out.
+microsecond, readings to five digits (never coarser than a thousandth of their unit). The end of a closed loop's
+list, requests that were never due, is left out.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from qmeter.store.tables import columns_of, table_from
 WITHOUT_TOKENS = tuple(name for name in TABLES if name != "tokens")
 TIME_DIGITS = 6
 READING_DIGITS = 5
-ROWS = {"requests": "status <> 'unsent' OR NOT isnan(coalesce(intended_s, 'nan'))"}
-"""Which rows of a table a profile keeps; all of the others."""
+DUE = "status <> 'unsent' OR NOT isnan(coalesce(intended_s, 'nan'))"
+"""A request that was due, whatever became of it."""
 
 
 class Results(Protocol):
@@ -231,7 +231,9 @@ def _write_table(
     for cell, file in present:
         columns = columns_of(db, [file], TABLES[name])
         shown = [made if " AS " in made else _compact(made.strip('"')) for made in columns]
-        rows = f"FROM read_parquet({quoted(file)}) WHERE {ROWS.get(name, 'TRUE')}"
+        rows = f"FROM read_parquet({quoted(file)}, file_row_number = true)"
+        if name == "requests":  # row i is request i: only the list's end is left out
+            rows += f" WHERE file_row_number <= (SELECT max(file_row_number) {rows} WHERE {DUE})"
         parts.append(f"SELECT '{cell}' AS cell_id, {', '.join(shown)} {rows}")
     union = " UNION ALL ".join(parts)
     db.execute(f"COPY ({union}) TO {quoted(path)} (FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 19)")
