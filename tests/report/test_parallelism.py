@@ -15,10 +15,12 @@ from qmeter.analysis.points import key_of
 from qmeter.analysis.summary import StudySummary, summarise
 from qmeter.record import Quantity, Record
 from qmeter.report import parallelism, write_report
+from qmeter.report.hardware import load_cells
 from qmeter.report.palette import REFERENCE, styles
 from qmeter.report.pictures import all_labels, pareto_charts
 from qmeter.report.views import Notes, groups
 from qmeter.report.words import advice
+from qmeter.store import StudyStore
 from qmeter.testing.records import made_parallel_study, write_made_study
 
 
@@ -30,8 +32,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def records(folder: Path) -> list[Record]:
-    from qmeter.store import StudyStore
-
     return StudyStore(folder).records()
 
 
@@ -142,7 +142,35 @@ def test_the_page_has_the_section_and_its_tables(folder: Path, tmp_path: Path, m
         assert next(csv.reader(file))[0] == "Method"
     with open(tmp_path / "out" / "tables" / "neighbours.csv") as file:
         rows = list(csv.reader(file))
-    assert rows[0][3] == "Beside" and len(rows) > 2
+    assert rows[0][3:5] == ["Beside", "GPU"] and len(rows) > 2
+    with open(tmp_path / "out" / "tables" / "scaling.csv") as file:
+        pairs = [(r["Method"], r["Against"]) for r in csv.DictReader(file)]
+    assert ("bf16 tp2", "bf16") in pairs and ("fp8", "bf16 tp4") in pairs and ("bf16", "bf16 tp2") not in pairs
+
+
+def test_neighbours_are_compared_request_by_request(folder: Path, summary: StudySummary, records: list[Record]) -> None:
+    loaded = load_cells(summary, StudyStore(folder), records)
+    paired = interference(summary.deployments, records, loaded)
+    apart = interference(summary.deployments, records)
+    narrower = 0
+    for sharp, wide in zip(paired, apart, strict=True):
+        assert sharp.gpus and sharp.gpus_alone == (0,)
+        a, b = sharp.ratios["tpot_mean_s"], wide.ratios["tpot_mean_s"]
+        assert a.low is not None and a.high is not None and b.low is not None and b.high is not None
+        assert a.low <= 1.04 + 0.02 and a.high >= 1.04 - 0.02
+        narrower += a.high - a.low < 0.8 * (b.high - b.low)
+    assert narrower >= 2  # the others have too few requests to pair
+
+
+def test_a_deployment_that_failed_and_a_limit_that_was_not_seen_are_told(summary: StudySummary) -> None:
+    lost = tuple(
+        replace(d, points=()) if d.key.method == "fp8" and d.key.parallelism == "dp2" else d
+        for d in summary.deployments
+    )
+    (whole, *_) = parallelism.matrices(replace(summary, deployments=lost))
+    row = dict(zip(whole.table.columns, next(r for r in whole.table.rows if r[0] == "fp8"), strict=True))
+    assert row["dp2 (2 GPUs)"] == "no usable cell"
+    assert "the limit was not seen" in whole.note and "bf16 tp4" in whole.note
 
 
 def test_methods_keep_their_colour_over_parallelisms() -> None:
