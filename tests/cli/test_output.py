@@ -93,3 +93,16 @@ def test_other_errors_end_with_3_not_with_the_code_of_failed_cells(
     monkeypatch.setattr("qmeter.cli.read.open_results", fail)
     assert cli._run(["show", folder]) == cli.EXIT_ERROR
     assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_long_reason_does_not_push_the_numbers_off_and_parallelism_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli._run(["show", "h100-x2-8b-parallelism"]) == 0
+    out = capsys.readouterr().out
+    assert [line.split()[:4] for line in out.splitlines() if line.strip().startswith("c2fbc7")] == [
+        ["c2fbc7", "ok", "bf16", "tp2"]
+    ]
+    assert "4.49" in out and "awq-w4a16 +" in out
+    assert out.count("both loaded 15.0 GiB") == 1  # cells that ended alike share a line

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from qmeter.analysis.points import key_of
 from qmeter.record import Quantity, Record
 from qmeter.store import open_results
 
@@ -45,7 +46,10 @@ def show(
         for record in records:
             typer.echo(record.model_dump_json())
     else:
-        Console().print(_table(records))
+        console = Console()
+        console.print(_table(records))
+        for text in _reasons(records):
+            console.print(text, soft_wrap=True)
 
 
 def query(
@@ -75,7 +79,7 @@ def _table(records: list[Record]) -> Table:
     table = Table(
         box=box.SIMPLE,
         padding=(0, 1, 0, 0),
-        caption="TTFT: median; ?: unknown; all of a cell, with reasons: qmeter show DIR --cell ID",
+        caption="TTFT: median; ?: unknown; +: beside others; in full: qmeter show DIR --cell ID",
     )
     for heading in ("cell", "", "method", "load"):
         table.add_column(heading, no_wrap=True)
@@ -87,14 +91,27 @@ def _table(records: list[Record]) -> Table:
         known = {**record.metrics, **record.energy, **record.quality}
         table.add_row(
             record.cell_id[:6], record.status.value,
-            (deployment["model"]["name"] + " " if several else "") + deployment["method"],
+            (deployment["model"]["name"] + " " if several else "") + _method(record),
             f"{record.cell['workload']['name']} #{record.cell['repeat']}",
             *(_quantity(known.get(name), scale) for _, name, scale in COLUMNS),
         )  # fmt: skip
+    return table
+
+
+def _method(record: Record) -> str:
+    """Method and parallelism; ``+`` marks a cell measured while others ran beside it."""
+    key = key_of(record)
+    return " ".join(part for part in (key.method, key.parallelism, "+" if key.beside else "") if part)
+
+
+def _reasons(records: list[Record]) -> list[str]:
+    """Why cells failed or are invalid: a line each, cells that ended alike together."""
+    alike: dict[str, list[str]] = {}
+    for record in records:
         for reason in record.reasons:
             text = f"{reason.message} (next: {reason.hint})" if reason.hint else reason.message
-            table.add_row("", "", f"[red]{escape(reason.kind)}[/]", escape(text))
-    return table
+            alike.setdefault(f"[red]{escape(reason.kind)}[/] {escape(text)}", []).append(record.cell_id[:6])
+    return [f"{', '.join(cells)}: {text}" for text, cells in alike.items()]
 
 
 def _quantity(quantity: Quantity | None, scale: float) -> str:
