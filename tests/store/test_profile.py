@@ -85,3 +85,11 @@ def test_profiles_are_found_by_name(
     with pytest.raises(UnknownName) as caught:
         open_results("mien")
     assert caught.value.nearest == ("mine",)
+
+
+def test_sql_tells_where_a_cell_ran_and_beside_what() -> None:
+    answer = open_results("h100-x2-8b-parallelism").query(
+        "SELECT a.gpus, b.gpus, a.method, b.method FROM records a JOIN records b ON a.neighbours = b.cell_id "
+        "WHERE a.placement = 'side_by_side' AND a.workload = 'light' ORDER BY 1"
+    )
+    assert answer.rows == (("0", "1", "bf16", "awq-w4a16"), ("1", "0", "awq-w4a16", "bf16"))

@@ -227,7 +227,7 @@ RATIO_HEAD = ("TTFT p50", "TPOT mean", "Output rate", "Energy/token")
 
 
 def comparisons(summary: StudySummary, loaded: Loaded | None = None) -> Table:
-    """What more GPUs change for a method, and a method on few GPUs against the reference on more, at each load."""
+    """What more GPUs change for a method, and how it stands to the reference on as many and on more, at each load."""
     rows, tones = [], []
     for d, other in _opponents(parallel(summary)):
         points = {(q.family, q.workload): q for q in other.points}
@@ -246,7 +246,7 @@ def comparisons(summary: StudySummary, loaded: Loaded | None = None) -> Table:
 
 
 def _opponents(chosen: Sequence[Deployment]) -> Iterator[tuple[Deployment, Deployment]]:
-    """Each deployment and its opponent: itself on the fewest GPUs; then, on fewer GPUs, the reference on more."""
+    """Each deployment and its opponent: itself on the fewest GPUs; the reference placed alike; on more GPUs."""
     first: dict[tuple[str, str], Deployment] = {}
     for d in sorted(chosen, key=lambda d: d.key.gpus):
         if d.points:
@@ -255,11 +255,14 @@ def _opponents(chosen: Sequence[Deployment]) -> Iterator[tuple[Deployment, Deplo
         base = first.get((d.key.model, _method(d)))
         if base is not None and base is not d:
             yield d, base
-    for d in first.values():
-        for other in chosen:
-            same = other.key.model == d.key.model and _method(other) != _method(d)
-            if same and other.is_reference and not d.is_reference and other.key.gpus > d.key.gpus:
-                yield d, other
+    rivals = [
+        (d, other)
+        for d in chosen
+        for other in chosen
+        if other.key.model == d.key.model and other.is_reference and not d.is_reference
+    ]
+    yield from ((d, other) for d, other in rivals if other.key.parallelism == d.key.parallelism)
+    yield from ((d, other) for d, other in rivals if d in first.values() and other.key.gpus > d.key.gpus)
 
 
 def neighbours(summary: StudySummary, records: Sequence[Record], loaded: Loaded | None = None) -> Table:

@@ -26,7 +26,8 @@ class Rows:
 def flat(record: Record) -> dict[str, Any]:
     """One record as flat columns: identity, status, and each quantity as ``name``, ``name_low``, ``name_high``.
 
-    Unknown quantities are NULL; quality names keep their dots as underscores.
+    Unknown quantities are NULL; quality names keep their dots as underscores. ``gpus`` and ``neighbours`` (cells that ran
+    beside it) are indexes and ids, separated by spaces.
     """
     cell = record.cell
     deployment = cell.get("deployment", {})
@@ -37,7 +38,9 @@ def flat(record: Record) -> dict[str, Any]:
         "model": deployment.get("model", {}).get("name"), "engine": deployment.get("engine", {}).get("name"),
         "method": deployment.get("method"), "device": deployment.get("device"),
         "tp": deployment.get("parallelism", {}).get("tp"), "pp": deployment.get("parallelism", {}).get("pp"),
-        "dp": deployment.get("parallelism", {}).get("dp"),
+        "dp": deployment.get("parallelism", {}).get("dp"), "placement": deployment.get("placement"),
+        "gpus": " ".join(map(str, record.devices)) if record.devices else None,
+        "neighbours": " ".join(n.cell_id for n in record.neighbours if n.cell_id) or None,
         "workload": cell.get("workload", {}).get("name"), "repeat": cell.get("repeat"), "seed": cell.get("seed"),
     }  # fmt: skip
     if record.effective:
