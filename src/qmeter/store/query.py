@@ -26,8 +26,8 @@ class Rows:
 def flat(record: Record) -> dict[str, Any]:
     """One record as flat columns: identity, status, and each quantity as ``name``, ``name_low``, ``name_high``.
 
-    Unknown quantities are NULL; quality names keep their dots as underscores. ``gpus`` and ``neighbours`` (cells that ran
-    beside it) are indexes and ids, separated by spaces.
+    Unknown quantities are NULL; quality names keep their dots as underscores. ``gpus`` and ``neighbours`` (cells that
+    ran beside it) are indexes and ids, separated by spaces.
     """
     cell = record.cell
     deployment = cell.get("deployment", {})
