@@ -295,6 +295,10 @@ def growth(rows: Sequence[Row], x: str, y: str) -> Row:
     )
 
 
+GPU_SHAPES = {"tensor": "circle", "pipeline": "square", "data": "diamond"}
+"""Kind of parallelism → shape; mixed ones are triangles."""
+
+
 def against_gpus(rows: Sequence[Row], styles: Sequence[Style], y: str, *, ideal: bool) -> Row:
     """A value against the number of GPUs: a line through each method's tensor-parallel points, the others beside it.
 
@@ -312,12 +316,13 @@ def against_gpus(rows: Sequence[Row], styles: Sequence[Style], y: str, *, ideal:
     counts = sorted({int(r["x"]) for r in rows})
     x_scale = alt.Scale(type="log", base=2, domain=[counts[0] * 0.85, counts[-1] * 1.18], nice=False)
     x = alt.X("at:Q", title="GPUs", scale=x_scale, axis=alt.Axis(values=counts, format="d"))
-    scale = alt.Scale(domain=[0.0, reach(rows)[1] * 1.08], nice=False)
+    top = max(reach(rows)[1], counts[-1] / counts[0] if ideal else 0.0)
+    scale = alt.Scale(domain=[0.0, top * 1.08], nice=False)
     colour = alt.Color("method:N", title=None, scale=alt.Scale(domain=methods, range=colours))
-    kinds = ["tensor", "pipeline", "data"]
-    shape = alt.Shape(
-        "kind:N", title="Parallelism", scale=alt.Scale(domain=kinds, range=["circle", "square", "diamond"])
-    )
+    kinds = [k for k in GPU_SHAPES if any(r["kind"] == k for r in rows)]
+    kinds += sorted({r["kind"] for r in rows} - set(kinds))
+    shapes = alt.Scale(domain=kinds, range=[GPU_SHAPES.get(k, "triangle-up") for k in kinds])
+    shape = alt.Shape("kind:N", title="Parallelism", scale=shapes, legend=alt.Legend() if len(kinds) > 1 else None)
     y_axis = alt.Y("y:Q", title=y, scale=scale, axis=alt.Axis(tickCount=6))
     line = (
         chart.mark_line(strokeWidth=1.8)

@@ -44,7 +44,12 @@ def _families(deployments: Sequence[Deployment]) -> list[tuple[str, str]]:
     return list(dict.fromkeys((d.key.model, p.family) for d in deployments for p in d.points))
 
 
-KINDS = "Circles, joined: tensor parallel; squares: pipeline; diamonds: data."
+KINDS = {"tensor": "Circles, joined: tensor parallel", "pipeline": "squares: pipeline", "data": "diamonds: data"}
+
+
+def _kinds(rows: Sequence[Row]) -> str:
+    return "; ".join(said for kind, said in KINDS.items() if any(r["kind"] == kind for r in rows)) + "."
+
 
 # Charts
 
@@ -69,7 +74,7 @@ def scaling_charts(summary: StudySummary, styles: Sequence[Style], loaded: Loade
                     name=slug(f"speedup-{model}-{family}"),
                     title=f"Speed-up of {what} at {where}",
                     caption="Against the same method on the fewest GPUs that were measured. Dashed: as many times "
-                    "faster as there are more GPUs. " + KINDS,
+                    "faster as there are more GPUs. " + _kinds(rows),
                     spec=charts.against_gpus(rows, styles, f"Speed-up ({what})", ideal=True),
                     rows=rows,
                     description=f"Speed-up against GPUs for {len(rows)} deployments.",
@@ -81,7 +86,7 @@ def scaling_charts(summary: StudySummary, styles: Sequence[Style], loaded: Loade
                 Chart(
                     name=slug(f"energy-gpus-{model}-{family}"),
                     title=f"Energy per output token at {where}",
-                    caption="All GPUs of the deployment together. " + KINDS,
+                    caption="All GPUs of the deployment together. " + _kinds(energy),
                     spec=charts.against_gpus(energy, styles, "J per output token", ideal=False),
                     rows=energy,
                     description=f"Energy against GPUs for {len(energy)} deployments.",
