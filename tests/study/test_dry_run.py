@@ -106,6 +106,18 @@ def test_a_start_that_was_measured_counts_more_than_the_estimate() -> None:
     assert plans["kv-int4"].start_from == "estimate"
 
 
+def test_starts_count_by_device_and_placement() -> None:
+    # GIVEN BF16 and W4A16 starts measured on two H100, alone and two at once, and on an H200
+    study = load_study(STUDIES / "parallelism_x2.yaml")
+    h100 = {p.label: p for p in plan_study(study, host(2, "h100-sxm"))}
+    assert h100["llama-3.1-8b/awq-w4a16/vllm"].start_s == pytest.approx(41, abs=0.5)
+    assert h100["llama-3.1-8b/bf16/vllm/side by side"].start_s == pytest.approx(44.6, abs=0.5)
+    h200 = {p.label: p for p in plan_study(study, host(2, "h200"))}
+    assert h200["llama-3.1-8b/awq-w4a16/vllm"].start_s == pytest.approx(39.4, abs=0.5)
+    two = h200["llama-3.1-8b/awq-w4a16/vllm/tp2"]
+    assert two.start_s == pytest.approx(45.3, abs=0.5) and two.start_from == "measured on another device"
+
+
 def test_the_command_prints_all_of_it(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["run", str(STUDIES / "parallelism_x2.yaml"), "--dry-run", "--gpus", "2", "--device", "h100"]
     assert _run(arguments) == 0

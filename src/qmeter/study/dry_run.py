@@ -123,7 +123,8 @@ def _plan(study: Study, group: Group, member: Member, number: int, host: HostFac
     if device is None and traits(deployment.engine.name).gpus is Gpus.NONE:
         device = catalog.device("cpu")
     fit = _fit(deployment, [c.workload for c in member.cells], device)
-    began_s, source = start_s(deployment, fit.weights_bytes if fit else None, first=first)
+    began_s, source = start_s(deployment, fit.weights_bytes if fit else None, first=first,
+                              device=device.name if device else None)  # fmt: skip
     return DeploymentPlan(
         deployment_id=deployment.id,
         label=deployment.label,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from statistics import median
 
+from qmeter.analysis.points import device_of
 from qmeter.engines.table import Gpus, traits
 from qmeter.errors import QMeterError
 from qmeter.spec.study import Deployment
@@ -33,18 +34,24 @@ def measured_s(workload: WorkloadSpec) -> float:
     return workload.warmup + workload.window
 
 
-def start_s(deployment: Deployment, weights_bytes: float | None, *, first: bool) -> tuple[float, str]:
+def start_s(
+    deployment: Deployment, weights_bytes: float | None, *, first: bool, device: str | None = None
+) -> tuple[float, str]:
     """Launch to ready, and where the figure comes from. Units: s.
 
     Args:
         weights_bytes: on each GPU, where the shape is known.
         first: whether it is the first start of a lease (nothing is compiled, nothing cached).
+        device: the host's, by the catalog's name; starts measured on it count, else those on others.
     """
     row = traits(deployment.engine.name)
-    found = _measured().get(_key(deployment))
-    if found is not None:
+    times = _measured().get(_key(deployment), {})
+    alike = times.get((device or "", deployment.placement.value)) or times.get((device or "", "alone"))
+    if times:
+        found = median(alike or [t for several in times.values() for t in several])
         longest = max(found, row.cold_start_s) if first else found
-        return longest, "first start of a lease" if longest > found else "measured in a profile"
+        source = "measured in a profile" if alike else "measured on another device"
+        return longest, "first start of a lease" if longest > found else source
     base = row.cold_start_s if first else row.start_s
     if row.gpus is not Gpus.AS_MANY_AS_ASKED:
         return base, "estimate"
@@ -61,9 +68,9 @@ def _key(deployment: Deployment) -> Key:
 
 
 @cache
-def _measured() -> dict[Key, float]:
-    """Median launch by deployment over the profiles of this host, each study's first start left out."""
-    found: dict[Key, list[float]] = {}
+def _measured() -> dict[Key, dict[tuple[str, str], list[float]]]:
+    """Launches by deployment, then by device and placement, in this host's profiles; each study's first left out."""
+    found: dict[Key, dict[tuple[str, str], list[float]]] = {}
     for info in list_profiles():
         try:
             records = Profile(info.folder).records()
@@ -76,5 +83,6 @@ def _measured() -> dict[Key, float]:
                 d = record.cell["deployment"]
                 degrees = tuple(int(d["parallelism"][axis]) for axis in ("tp", "pp", "dp"))
                 key = (d["engine"]["name"], d["model"]["shape"], d["method"], (degrees[0], degrees[1], degrees[2]))
-                found.setdefault(key, []).append(record.timings["launch"])
-    return {key: median(times) for key, times in found.items()}
+                where = device_of(record), str(d.get("placement", "alone"))
+                found.setdefault(key, {}).setdefault(where, []).append(record.timings["launch"])
+    return found
