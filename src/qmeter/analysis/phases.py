@@ -159,6 +159,9 @@ def _fit(
         draws.append(nnls(drawn, np.ones(len(drawn))))
     made = []
     for value, unit, column in zip(fit, units, np.array(draws).T, strict=True):
+        if value <= 0.0:  # at its bound in an engine that never rests: no measurement of nothing
+            made.append(Quantity.unknown(unit, "these loads do not tell it from the other terms, which hold its share"))
+            continue
         low, high = spread(column, confidence)
         made.append(Quantity.of(float(value), unit, low=min(low, value), high=max(high, value), n=len(rows)))
     free = max(1, len(rows) - int((fit > 0).sum()))

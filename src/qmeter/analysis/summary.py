@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from qmeter import catalog
 from qmeter.analysis.compare import Axis, Relation, pareto, relation
 from qmeter.analysis.metrics import Better
 from qmeter.analysis.points import Deployment, DeploymentKey, Point, Problem, group, per_gpu, qualified, stand
 from qmeter.analysis.recommend import QUALITY_TOLERANCE, Recommendation, recommend
+from qmeter.catalog import MethodClass
 from qmeter.record import Quantity, Record
 
 
@@ -67,7 +69,7 @@ def summarise(
     Args:
         records: the latest of each cell; failed and invalid ones included.
         reference: method that quality is measured against; by default what the records' study says, else the
-            first method that was run.
+            first that quantizes nothing. Without one nothing is the reference.
         tolerance: perplexity increase, as a share, that a recommendation lets pass.
         confidence: of the intervals over repeats.
     """
@@ -95,8 +97,12 @@ def _families(deployments: list[Deployment], model: str) -> list[str]:
 def _with_reference(deployments: list[Deployment], reference: str | None) -> list[Deployment]:
     if reference is None and any(d.is_reference for d in deployments):
         return deployments
-    name = reference or (deployments[0].key.method if deployments else None)
+    name = reference or next((d.key.method for d in deployments if _unquantized(d.key.method)), None)
     return [replace(d, is_reference=d.key.method == name) for d in deployments]
+
+
+def _unquantized(method: str) -> bool:
+    return any(m.name == method and m.kind is MethodClass.NONE for m in catalog.methods())
 
 
 def best_point(deployment: Deployment, family: str) -> Point | None:

@@ -51,7 +51,7 @@ def scale(value: float, unit: str) -> tuple[float, str]:
     for factor, shown in rows:
         if size >= factor * 0.9995:
             return factor, shown
-    return rows[-1] if size > 0 else rows[0]
+    return rows[-1] if size > 0 else next((row for row in rows if row[0] == 1.0), rows[0])
 
 
 def decimals(value: float, digits: int = DIGITS) -> int:

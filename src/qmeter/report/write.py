@@ -17,6 +17,7 @@ from qmeter.report.export import write_csv, write_pictures, write_quantities
 from qmeter.report.page import render
 from qmeter.report.palette import Style, styles
 from qmeter.report.views import GroupView, Notes, common_workload, groups
+from qmeter.spec.study import Study
 from qmeter.store import Profile, StudyStore, open_results, write_atomic
 from qmeter.store.merged import Merged
 from qmeter.store.profile import Results
@@ -50,7 +51,7 @@ def write_report(folder: Path, out: Path | None = None, others: Sequence[Path] =
         out = Path.cwd() / f"{results.folder.name}-report" if profile else results.folder / "report"
     records = results.records()
     study = results.study
-    summary = summarise(records, reference=study.quality.reference or study.methods[0])
+    summary = summarise(records, reference=study.quality.reference or _scored_against(study))
     notes = Notes()
     made = groups(summary, notes)
     looks = styles(*pictures.all_labels(summary))
@@ -145,3 +146,9 @@ def _itl(
     if missing and not found and isinstance(results, Profile):
         note = "A profile keeps no token times: the distribution of gaps is in the study's own report."
     return pictures.itl_chart(found, looks, common.workload, f"{r.model}-{r.family}"), note
+
+
+def _scored_against(study: Study) -> str | None:
+    """The study's first method where anything was scored; else ``None``: an unquantized method needs no score."""
+    scored = study.quality.fidelity or any(w.prompts.kind == "tasks" for w in study.workloads)
+    return study.methods[0] if scored else None

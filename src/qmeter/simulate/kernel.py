@@ -474,7 +474,7 @@ def _next_door(ints: I64, work: Work) -> float:
 
 @jit
 def _front(rep: Replica, c: F64, first: float, before: float, last: float, steps: int) -> None:
-    """The front end after ``steps`` results of one batch: the first seen at ``first``, the last two ``before``, ``last``.
+    """The front end after ``steps`` results of one batch: seen from ``first`` on, the last two ``before`` and ``last``.
 
     Steps of a run never get shorter, so what keeps the front end busy longest began with the first or is the last.
     """
