@@ -115,3 +115,22 @@ def test_replicas_that_step_beside_each_other_add_up() -> None:
     assert single is not None and double is not None
     for name in ("busy_s", "prefill_tokens", "decode_tokens", "steps"):
         np.testing.assert_allclose(getattr(double, name), 2 * getattr(single, name))
+
+
+def test_a_cost_that_the_loads_do_not_tell_apart_is_unknown_not_zero() -> None:
+    """GIVEN an engine that steps all the time THEN its steps' energy is within the base power, and said so."""
+    rng = np.random.default_rng(0)
+    cells = []
+    for decode in (20.0, 60.0):
+        n = 30
+        tokens = decode * (1 + 0.2 * rng.standard_normal(n))
+        steps = 40 + rng.standard_normal(n)
+        cells.append(
+            Slices(
+                duration_s=np.ones(n), busy_s=np.ones(n), prefill_tokens=100 + 20 * rng.standard_normal(n),
+                decode_tokens=tokens, steps=steps, energy_j=500 + 2 * tokens - 2 * (steps - 40),
+            )
+        )  # fmt: skip
+    found = split_phases(cells)
+    assert found.j_per_step.value is None and "other terms" in (found.j_per_step.why or "")
+    assert found.base_power_w.value == pytest.approx(500, rel=0.05)

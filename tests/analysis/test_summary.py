@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from qmeter.analysis.compare import Axis, Relation, dominates, paired_relation, pareto, relation
 from qmeter.analysis.metrics import METRICS, Better, metric
-from qmeter.analysis.points import SLOVerdict, verdict
+from qmeter.analysis.points import SLOVerdict, stand, verdict
 from qmeter.analysis.recommend import Criterion, QualityVerdict
 from qmeter.analysis.repeats import over_repeats
 from qmeter.analysis.summary import StudySummary, summarise
@@ -22,6 +23,7 @@ from qmeter.record import (
     RecordKind,
 )
 from qmeter.spec.workload import SLO
+from qmeter.store import open_results
 
 PROVENANCE = Provenance(
     qmeter_version="0", git_commit=None, started_unix_s=0, host={}, versions={}, engine_command=None, engine_env={},
@@ -253,3 +255,28 @@ def test_every_metric_has_a_definition_and_derived_names_are_explained() -> None
     assert all(m.definition and m.label and m.unit for m in METRICS.values())
     assert metric("gpu0.energy_j").label == "Energy, gpu0"
     assert metric("task.facts.accuracy").better is Better.HIGHER
+
+
+def test_methods_that_served_the_same_requests_are_told_apart_request_by_request() -> None:
+    """GIVEN one cell each, whose intervals overlap THEN with the tables the frugal one wins by more than starts differ,
+    and without them, or at another workload, it is a tie."""
+    results = open_results("h200-models")
+    records = results.records()
+    blind, seeing = summarise(records), summarise(records, tables=results.tables)
+
+    def chosen(summary: StudySummary, family: int) -> tuple[str, int]:
+        r = summary.recommendations[family]
+        assert r.choice is not None
+        energy = next(s for s in r.steps if s.criterion is Criterion.ENERGY)
+        return r.choice.deployment.key.method, energy.after
+
+    assert chosen(blind, 0) == ("awq-w4a16", 5)  # a tie on energy, so memory decided
+    assert chosen(seeing, 0) == ("w4a8-fp8", 1)
+    assert not any(d.is_reference for d in seeing.deployments)  # nothing unquantized was measured
+    first = seeing.deployments[0].points[0]
+    other = replace(first, workload="another")
+    never: Any = lambda *_: Quantity.of(0.5, "1", low=0.4, high=0.6)  # noqa: E731
+    assert stand(first, first, "j_per_output_token", Better.LOWER, ([first], [first]), never) is Relation.BETTER
+    assert stand(first, other, "j_per_output_token", Better.LOWER, ([first], [other]), never) is Relation.TIED
+    near: Any = lambda *_: Quantity.of(0.98, "1", low=0.975, high=0.985)  # noqa: E731
+    assert stand(first, first, "j_per_output_token", Better.LOWER, ([first], [first]), near) is Relation.TIED

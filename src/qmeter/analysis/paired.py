@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 
@@ -57,6 +58,25 @@ def paired_ratios(pairs: Sequence[tuple[Cell, Cell]], confidence: float = 0.95) 
             value, low, high = (math.exp(v) for v in (made.value, made.low, made.high))
             out[name] = Quantity.of(value, "1", low=low, high=high, n=len(found))
     return out
+
+
+def cell_ratios(
+    records: Sequence[Record], tables: Callable[[Record], CellTables], confidence: float = 0.95
+) -> Callable[[str, str, str], Quantity | None]:
+    """(cell id, cell id, quantity) → first / second of that pair; each pair is worked out once."""
+    by_id = {r.cell_id: r for r in records}
+    read: dict[str, Cell] = {}
+
+    def cell(name: str) -> Cell:
+        if name not in read:
+            read[name] = (by_id[name], tables(by_id[name]))
+        return read[name]
+
+    @cache
+    def pair(a: str, b: str) -> dict[str, Quantity]:
+        return paired_ratios([(cell(a), cell(b))], confidence)
+
+    return lambda a, b, name: pair(a, b).get(name) if name in COMPARED and a in by_id and b in by_id else None
 
 
 def _same_requests(a: Record, b: Record) -> bool:

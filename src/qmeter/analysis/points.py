@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from qmeter.analysis.compare import Relation, paired_relation, relation
+from qmeter.analysis.compare import Relation, bounds, paired_relation, relation
 from qmeter.analysis.energy import scaled
 from qmeter.analysis.metrics import Better
 from qmeter.analysis.repeats import over_repeats
@@ -306,11 +306,23 @@ PAIRED_OVER_LOADS = ("j_per_", "ttft_", "tpot_", "itl_", "e2e_")
 """Quantities that exist at every load, so that two deployments compare over all loads they share; by prefix."""
 
 
-def stand(a: Point, b: Point, name: str, better: Better, peers: tuple[Sequence[Point], Sequence[Point]]) -> Relation:
+Ratios = Callable[[str, str, str], Quantity | None]
+"""Two cells' ids and a quantity's name → first / second, compared request by request; ``None`` where that cannot be."""
+
+STARTS_DIFFER = 0.03
+"""What one start of a deployment may differ from the next: a ratio from within one run must pass it to count."""
+
+
+def stand(
+    a: Point, b: Point, name: str, better: Better, peers: tuple[Sequence[Point], Sequence[Point]],
+    ratios: Ratios | None = None,
+) -> Relation:  # fmt: skip
     """How point ``a`` stands to ``b`` on a quantity: by pairs where there are two or more, else by their intervals.
 
     A pair is one repeat of one workload. Latency and energy pair over all sound loads that both deployments have
     (``peers``: the points of each), the rest over the repeats of the two points where these share their workload.
+    Where that leaves a tie and each point is one cell, ``ratios`` compares the two request by request: what their
+    arrivals have in common cancels, and the ratio's interval must leave out all within :data:`STARTS_DIFFER` of 1.
     """
     if name.startswith(PAIRED_OVER_LOADS):
         mine, others = (_paired_values(points, name) for points in peers)
@@ -318,8 +330,24 @@ def stand(a: Point, b: Point, name: str, better: Better, peers: tuple[Sequence[P
         mine, others = (_paired_values([p], name) for p in (a, b))
     else:
         return relation(a.get(name), b.get(name), better)
-    paired = paired_relation(mine, others, better)
-    return relation(a.get(name), b.get(name), better) if paired is Relation.UNKNOWN else paired
+    apart = paired_relation(mine, others, better)
+    if apart is Relation.UNKNOWN:
+        apart = relation(a.get(name), b.get(name), better)
+    single = a.workload == b.workload and len(a.cells) == len(b.cells) == 1
+    if apart is not Relation.TIED or ratios is None or not single:
+        return apart
+    return _within(ratios(a.cells[0], b.cells[0], name), better)
+
+
+def _within(ratio: Quantity | None, better: Better) -> Relation:
+    if ratio is None or ratio.value is None:
+        return Relation.TIED
+    low, high = bounds(ratio)
+    if low > 1 + STARTS_DIFFER:
+        return Relation.BETTER if better is Better.HIGHER else Relation.WORSE
+    if high < 1 - STARTS_DIFFER:
+        return Relation.WORSE if better is Better.HIGHER else Relation.BETTER
+    return Relation.TIED
 
 
 def per_gpu(point: Point, name: str) -> Point:

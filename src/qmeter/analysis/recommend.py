@@ -6,13 +6,13 @@ Where candidates take different numbers of GPUs, goodput counts a GPU: what one 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 
 from qmeter.analysis.compare import Relation, bounds, relation
 from qmeter.analysis.metrics import Better
-from qmeter.analysis.points import Deployment, Point, SLOVerdict, per_gpu, stand
+from qmeter.analysis.points import Deployment, Point, Ratios, SLOVerdict, per_gpu, stand
 from qmeter.record import Quantity
 from qmeter.spec.workload import SLO
 
@@ -55,12 +55,14 @@ class Candidate:
         point: the highest load at which it keeps the SLO (no SLO: highest throughput), or ``None``.
         quality: verdict against the reference.
         out: the criterion that rules it out, or ``None``.
+        ratios: compares two cells request by request, where the tables are at hand.
     """
 
     deployment: Deployment
     point: Point | None
     quality: QualityVerdict
     out: Criterion | None
+    ratios: Ratios | None = None
 
     def value(self, criterion: Criterion) -> Quantity:
         """The quantity a criterion compares, at the candidate's point."""
@@ -80,7 +82,7 @@ class Candidate:
             return relation(self.value(criterion), other.value(criterion), better)
         family = self.point.family
         peers = [[p for p in c.deployment.points if p.family == family] for c in (self, other)]
-        return stand(self.point, other.point, criterion.value, better, (peers[0], peers[1]))
+        return stand(self.point, other.point, criterion.value, better, (peers[0], peers[1]), self.ratios)
 
 
 @dataclass(frozen=True)
@@ -145,13 +147,14 @@ def quality_verdict(deployment: Deployment, tolerance: float) -> QualityVerdict:
 
 
 def recommend(
-    deployments: Sequence[Deployment], model: str, family: str, *, tolerance: float = QUALITY_TOLERANCE
-) -> Recommendation:
+    deployments: Sequence[Deployment], model: str, family: str, *, tolerance: float = QUALITY_TOLERANCE,
+    ratios: Ratios | None = None,
+) -> Recommendation:  # fmt: skip
     """Decide among the deployments of one model on one family of workloads."""
     relevant = [d for d in deployments if d.key.model == model]
     points = [p for d in relevant for p in d.points if p.family == family]
     slo = next((p.slo for p in points if p.slo), None)
-    found = [_candidate(d, family, slo, tolerance) for d in relevant]
+    found = [replace(_candidate(d, family, slo, tolerance), ratios=ratios) for d in relevant]
     left = [c for c in found if c.out is None]
     judged = [c for c in left if c.quality is not QualityVerdict.UNKNOWN]
     caveats = []
@@ -190,7 +193,7 @@ def recommend(
 
 
 def _ruled_out(c: Candidate) -> Candidate:
-    return Candidate(c.deployment, c.point, c.quality, Criterion.QUALITY)
+    return replace(c, out=Criterion.QUALITY)
 
 
 def _candidate(d: Deployment, family: str, slo: SLO | None, tolerance: float) -> Candidate:

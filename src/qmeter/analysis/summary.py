@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from qmeter import catalog
 from qmeter.analysis.compare import Axis, Relation, pareto, relation
 from qmeter.analysis.metrics import Better
-from qmeter.analysis.points import Deployment, DeploymentKey, Point, Problem, group, per_gpu, qualified, stand
+from qmeter.analysis.paired import cell_ratios
+from qmeter.analysis.points import (
+    Deployment,
+    DeploymentKey,
+    Point,
+    Problem,
+    Ratios,
+    group,
+    per_gpu,
+    qualified,
+    stand,
+)
 from qmeter.analysis.recommend import QUALITY_TOLERANCE, Recommendation, recommend
 from qmeter.catalog import MethodClass
-from qmeter.record import Quantity, Record
+from qmeter.record import CellTables, Quantity, Record
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,7 @@ def summarise(
     reference: str | None = None,
     tolerance: float = QUALITY_TOLERANCE,
     confidence: float = 0.95,
+    tables: Callable[[Record], CellTables] | None = None,
 ) -> StudySummary:
     """Summarise a study's records.
 
@@ -72,8 +84,10 @@ def summarise(
             first that quantizes nothing. Without one nothing is the reference.
         tolerance: perplexity increase, as a share, that a recommendation lets pass.
         confidence: of the intervals over repeats.
+        tables: reads a cell's tables. With them methods whose intervals overlap are compared request by request.
     """
     rows = list(records)
+    ratios = cell_ratios(rows, tables, confidence) if tables else None
     deployments, problems = group(rows, confidence)
     deployments = _with_reference(deployments, reference)
     alone = [d for d in deployments if not d.key.beside]
@@ -82,8 +96,8 @@ def summarise(
         studies=tuple(dict.fromkeys(r.study for r in rows)),
         deployments=tuple(deployments),
         problems=tuple(problems),
-        pareto=tuple(pareto_set(alone, m, f) for m, f in pairs),
-        recommendations=tuple(recommend(alone, m, f, tolerance=tolerance) for m, f in pairs),
+        pareto=tuple(pareto_set(alone, m, f, ratios) for m, f in pairs),
+        recommendations=tuple(recommend(alone, m, f, tolerance=tolerance, ratios=ratios) for m, f in pairs),
         cells=len(rows),
         valid_cells=len(rows) - len(problems),
         labels={r.cell_id: k.label for r, k in zip(rows, qualified(rows), strict=True)},
@@ -114,7 +128,7 @@ def best_point(deployment: Deployment, family: str) -> Point | None:
     return max(known, key=lambda p: (not slo or p.verdict.counts, p.get(name).value or 0.0), default=None)
 
 
-def pareto_set(deployments: list[Deployment], model: str, family: str) -> ParetoSet:
+def pareto_set(deployments: list[Deployment], model: str, family: str, ratios: Ratios | None = None) -> ParetoSet:
     """Who dominates whom on performance, energy a token and quality, at each deployment's best point."""
     mine = [(d, p) for d in deployments if d.key.model == model and (p := best_point(d, family)) is not None]
     performance = "goodput_hz" if any(p.slo for _, p in mine) else "throughput_tok_s"
@@ -134,7 +148,7 @@ def pareto_set(deployments: list[Deployment], model: str, family: str) -> Pareto
         return [
             relation(rows[i][a.name], rows[j][a.name], a.better)
             if a.name == "ppl_ratio"
-            else stand(compared[i], compared[j], a.name, a.better, (loads[i], loads[j]))
+            else stand(compared[i], compared[j], a.name, a.better, (loads[i], loads[j]), ratios)
             for a in axes
         ]
 

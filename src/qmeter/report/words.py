@@ -170,7 +170,7 @@ def _paired(a: Quantity, b: Quantity) -> str:
     """Where the intervals overlap, what told them apart: the same requests at the same times, pair by pair."""
     (a_low, a_high), (b_low, b_high) = bounds(a), bounds(b)
     apart = a_low > b_high or b_low > a_high
-    return "" if apart else "; the intervals overlap, the runs paired by load and repeat do not"
+    return "" if apart else "; the intervals overlap, the same requests compared with each other do not"
 
 
 def _equal_before(r: Recommendation) -> str:

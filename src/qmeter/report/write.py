@@ -51,7 +51,8 @@ def write_report(folder: Path, out: Path | None = None, others: Sequence[Path] =
         out = Path.cwd() / f"{results.folder.name}-report" if profile else results.folder / "report"
     records = results.records()
     study = results.study
-    summary = summarise(records, reference=study.quality.reference or _scored_against(study))
+    reference = study.quality.reference or _scored_against(study)
+    summary = summarise(records, reference=reference, tables=results.tables)
     notes = Notes()
     made = groups(summary, notes)
     looks = styles(*pictures.all_labels(summary))
