@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from qmeter import catalog
 from qmeter.cli import catalog_rows as rows
 from qmeter.engines.table import ENGINES, availability
 from qmeter.errors import UnknownName
 from qmeter.registry import nearest
+
+WIDE = 110
+"""Columns of a terminal that show every column of the methods."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON array.")]
 
@@ -36,10 +40,18 @@ def methods(
     if as_json:
         _print_json([rows.method_data(m, why, shape, engine) for m, why in shown])
         return
-    table = Table(*rows.method_columns(shape, every), row_styles=("", "dim") if not every else ())
+    columns = rows.method_columns(shape, every)
+    narrow = Console().width < WIDE
+    kept = [k for k, name in enumerate(columns) if not (narrow and name in rows.WIDE_ONLY)]
+    table = _table([columns[k] for k in kept])
+    table.row_styles = ("", "dim") if not every else ()
     for m, why in shown:
-        table.add_row(*rows.method_row(m, why, shape, engine, every))
+        row = rows.method_row(m, why, shape, engine, every)
+        table.add_row(*(row[k] for k in kept))
     Console().print(table)
+    if len(kept) < len(columns):
+        left_out = ", ".join(name for name in columns if name in rows.WIDE_ONLY)
+        Console().print(f"not shown in {Console().width} columns: {left_out} (a wider terminal or --json has them)")
     hidden = len(listed) - len(shown)
     if hidden:
         Console().print(f"{len(shown)} methods; {hidden} do not run there: add --all to see why")
@@ -50,7 +62,7 @@ def models(as_json: AsJson = False) -> None:
     if as_json:
         _print_json([rows.model_data(m) for m in catalog.models()])
         return
-    table = Table(*rows.MODEL_COLUMNS)
+    table = _table(rows.MODEL_COLUMNS)
     for shape in catalog.models():
         table.add_row(*rows.model_row(shape))
     Console().print(table)
@@ -61,7 +73,7 @@ def devices(as_json: AsJson = False) -> None:
     if as_json:
         _print_json([rows.device_data(d) for d in catalog.devices()])
         return
-    table = Table(*rows.DEVICE_COLUMNS)
+    table = _table(rows.DEVICE_COLUMNS)
     for device in catalog.devices():
         table.add_row(*rows.device_row(device))
     Console().print(table)
@@ -79,6 +91,11 @@ def engines(as_json: AsJson = False) -> None:
         said, advice = escape(a.found or a.why or ""), escape(a.advice or "")
         table.add_row(a.name, escape(a.title), mark, said, advice, str(len(rows.methods_of(a.name))))
     Console().print(table)
+
+
+def _table(columns: Sequence[str]) -> Table:
+    """A table whose first column, the name that other commands take, is never cut."""
+    return Table(Column(columns[0], no_wrap=True), *columns[1:])
 
 
 def _print_json(data: list[dict[str, Any]]) -> None:

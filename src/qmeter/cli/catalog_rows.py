@@ -51,6 +51,10 @@ def _flags_data(flags: EngineFlags) -> dict[str, Any]:
     return {name: getattr(flags, name) for name in named}
 
 
+WIDE_ONLY = ("class", "calibration", "needs")
+"""Columns of the methods that a narrow terminal leaves out."""
+
+
 def method_columns(shape: ModelShape | None, every: bool) -> list[str]:
     """Headings of the methods table."""
     columns = ["method", "class", "weights", "activations", "KV", "group", "calibration", "engines"]

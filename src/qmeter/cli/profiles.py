@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from qmeter.record import Record
 from qmeter.spec.study import NAME, Study
@@ -66,7 +66,7 @@ def _shared_methods(info: ProfileInfo, study: Study) -> int:
 
 
 def _list(as_json: bool) -> None:
-    table = Table("profile", "device", "models", "methods", "cells", "measured", "from")
+    table = Table(Column("profile", no_wrap=True), "device", "models", "methods", "cells", "from")
     for info in list_profiles():
         facts = _facts(info)
         if as_json:
@@ -74,7 +74,7 @@ def _list(as_json: bool) -> None:
         else:
             origin = "qMeter" if info.shipped else "this host"
             table.add_row(info.name, ", ".join(facts["devices"]), ", ".join(facts["models"]),
-                          str(len(facts["methods"])), str(facts["cells"]), facts["kinds"], origin)  # fmt: skip
+                          str(len(facts["methods"])), facts["kinds"], origin)  # fmt: skip
     if not as_json:
         Console().print(table)
 
