@@ -36,6 +36,10 @@ class Support(_Frozen):
     energy: bool
 
 
+LEAST_FREEDOM = 3
+"""Degrees of freedom with few cells: with fewer the tails of Student's t would outgrow anything seen."""
+
+
 class Calibration(_Frozen):
     """One deployment's rules, step model with bootstrap draws, noise, delays and support.
 
@@ -107,17 +111,24 @@ class Calibration(_Frozen):
         """
         rng = np.random.default_rng((seed, 0 if draw is None else draw + 1))
         pick = self.coefficients if draw is None else self.draws[draw % len(self.draws)]
-        shift = 1.0 if draw is None else float(np.exp(rng.normal(0.0, self.cell_sigma)))
+        shift = 1.0 if draw is None else self._next_run(rng, self.cell_sigma)
         host = self.host if draw is None or not self.host_draws else self.host_draws[draw % len(self.host_draws)]
         slow = 1.0 if draw is None else float(np.exp(rng.normal(0.0, self.host_sigma)))
         return self._model(np.asarray(pick) * shift, np.asarray(host) * slow, slow, self._energy(draw, rng), rng, noise)
+
+    def _next_run(self, rng: np.random.Generator, sigma: float) -> float:
+        """A run's factor: a few cells showed its spread and middle, so Student's t, wider by the middle's own error."""
+        n = len(self.cells)
+        if n < 2 or self.extrapolated:
+            return float(np.exp(rng.normal(0.0, sigma)))
+        return float(np.exp(rng.standard_t(max(LEAST_FREEDOM, n - 1)) * sigma * np.sqrt(1 + 1 / n)))
 
     def _energy(self, draw: int | None, rng: np.random.Generator) -> F64:
         if self.energy is None:
             return np.zeros(6)
         if draw is None or not self.energy_draws:
             return np.asarray(self.energy)
-        shift = float(np.exp(rng.normal(0.0, self.energy_sigma)))
+        shift = self._next_run(rng, self.energy_sigma)
         return np.asarray(self.energy_draws[draw % len(self.energy_draws)], dtype=np.float64) * shift
 
     def _model(self, c: F64, h: F64, slow: float, e: F64, rng: np.random.Generator, noise: bool) -> StepModel:
