@@ -23,3 +23,15 @@ def test_scores_say_what_repeats_allow():
 def test_without_repeats_the_floor_is_unknown():
     (s,) = scores([row("a", 1.0, 1.1, edge=True)])
     assert s.floor is None and s.inner_error is None
+
+
+def test_what_runs_differ_by_is_drawn_evenly_and_with_students_tails():
+    """GIVEN 24 draws of a run's factor THEN their middle is near 1, and few cells make wider tails than many."""
+    from qmeter.simulate.calibration import _normal, students
+
+    for which in range(3):
+        drawn = np.array([_normal(k, which) for k in range(24)])
+        assert abs(np.median(drawn)) < 0.25 and 0.8 < drawn.std() < 1.2
+    for freedom, known in ((3, 2.353), (4, 2.132), (8, 1.860), (30, 1.697)):
+        assert students(1.6449, freedom) == pytest.approx(known, rel=0.02)
+        assert students(-1.6449, freedom) == pytest.approx(-known, rel=0.02)
