@@ -260,9 +260,10 @@ def test_every_metric_has_a_definition_and_derived_names_are_explained() -> None
 def test_methods_that_served_the_same_requests_are_told_apart_request_by_request() -> None:
     """GIVEN one cell each, whose intervals overlap THEN with the tables the frugal one wins by more than starts differ,
     and without them, or at another workload, it is a tie."""
-    results = open_results("h200-models")
+    results = open_results("h200-70b")
     records = results.records()
-    blind, seeing = summarise(records), summarise(records, tables=results.tables)
+    loaded = {r.cell_id: (r, results.tables(r)) for r in records}
+    blind, seeing = summarise(records), summarise(records, loaded=loaded)
 
     def chosen(summary: StudySummary, family: int) -> tuple[str, int]:
         r = summary.recommendations[family]

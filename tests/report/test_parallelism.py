@@ -149,7 +149,7 @@ def test_the_page_has_the_section_and_its_tables(folder: Path, tmp_path: Path, m
 
 
 def test_neighbours_are_compared_request_by_request(folder: Path, summary: StudySummary, records: list[Record]) -> None:
-    loaded = load_cells(summary, StudyStore(folder), records)
+    loaded = load_cells(StudyStore(folder), records)
     paired = interference(summary.deployments, records, loaded)
     apart = interference(summary.deployments, records)
     for sharp, wide in zip(paired, apart, strict=True):

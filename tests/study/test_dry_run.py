@@ -91,9 +91,8 @@ def test_the_next_campaign_meets_its_bars_by_plan(name: str) -> None:
     study, warnings = open_study(path, host(1, "h200"))
     assert not {w.kind for w in warnings} & {"short_energy_window", "repeats_differ"}, warnings
     whole = totals(plan_study(study, host(1, "h200")), 1)
-    # The refusals never measure. 70B starts take a minute: planned and measured at 48%, below the aim of 60%
-    # (docs/findings_h200.md).
-    assert whole.share >= {"refusals": 0.0, "models": 0.45}.get(name, 0.60)
+    if name != "refusals":  # which never measures
+        assert whole.share >= 0.60
 
 
 def test_a_start_that_was_measured_counts_more_than_the_estimate() -> None:

@@ -7,7 +7,7 @@ ratio, which two intervals taken as independent cannot see.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 import numpy as np
@@ -60,23 +60,14 @@ def paired_ratios(pairs: Sequence[tuple[Cell, Cell]], confidence: float = 0.95) 
     return out
 
 
-def cell_ratios(
-    records: Sequence[Record], tables: Callable[[Record], CellTables], confidence: float = 0.95
-) -> Callable[[str, str, str], Quantity | None]:
-    """(cell id, cell id, quantity) → first / second of that pair; each pair is worked out once."""
-    by_id = {r.cell_id: r for r in records}
-    read: dict[str, Cell] = {}
-
-    def cell(name: str) -> Cell:
-        if name not in read:
-            read[name] = (by_id[name], tables(by_id[name]))
-        return read[name]
+def cell_ratios(loaded: Mapping[str, Cell], confidence: float = 0.95) -> Callable[[str, str, str], Quantity | None]:
+    """(cell id, cell id, quantity) → first / second of two loaded cells; each pair is worked out once."""
 
     @cache
     def pair(a: str, b: str) -> dict[str, Quantity]:
-        return paired_ratios([(cell(a), cell(b))], confidence)
+        return paired_ratios([(loaded[a], loaded[b])], confidence) if a in loaded and b in loaded else {}
 
-    return lambda a, b, name: pair(a, b).get(name) if name in COMPARED and a in by_id and b in by_id else None
+    return lambda a, b, name: pair(a, b).get(name) if name in COMPARED else None
 
 
 def _same_requests(a: Record, b: Record) -> bool:

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from qmeter.analysis.compare import Relation, bounds, paired_relation, relation
+from qmeter.analysis.compare import Relation, paired_relation, relation
 from qmeter.analysis.energy import scaled
 from qmeter.analysis.metrics import Better
 from qmeter.analysis.repeats import over_repeats
+from qmeter.analysis.window_length import REPEAT_TOLERANCE
 from qmeter.catalog import device_from_nvml
 from qmeter.record import CellStatus, EffectiveConfig, Quantity, Reason, Record, RecordKind, Verification
 from qmeter.spec.workload import SLO
@@ -309,8 +310,8 @@ PAIRED_OVER_LOADS = ("j_per_", "ttft_", "tpot_", "itl_", "e2e_")
 Ratios = Callable[[str, str, str], Quantity | None]
 """Two cells' ids and a quantity's name → first / second, compared request by request; ``None`` where that cannot be."""
 
-STARTS_DIFFER = 0.03
-"""What one start of a deployment may differ from the next: a ratio from within one run must pass it to count."""
+ALIKE = Quantity.of(1.0, "1", low=1 - REPEAT_TOLERANCE, high=1 + REPEAT_TOLERANCE)
+"""Ratios that two starts of one deployment may show: one from within a run must leave all of it out to count."""
 
 
 def stand(
@@ -322,7 +323,7 @@ def stand(
     A pair is one repeat of one workload. Latency and energy pair over all sound loads that both deployments have
     (``peers``: the points of each), the rest over the repeats of the two points where these share their workload.
     Where that leaves a tie and each point is one cell, ``ratios`` compares the two request by request: what their
-    arrivals have in common cancels, and the ratio's interval must leave out all within :data:`STARTS_DIFFER` of 1.
+    arrivals have in common cancels, and the ratio's interval must leave out all of :data:`ALIKE`.
     """
     if name.startswith(PAIRED_OVER_LOADS):
         mine, others = (_paired_values(points, name) for points in peers)
@@ -336,18 +337,8 @@ def stand(
     single = a.workload == b.workload and len(a.cells) == len(b.cells) == 1
     if apart is not Relation.TIED or ratios is None or not single:
         return apart
-    return _within(ratios(a.cells[0], b.cells[0], name), better)
-
-
-def _within(ratio: Quantity | None, better: Better) -> Relation:
-    if ratio is None or ratio.value is None:
-        return Relation.TIED
-    low, high = bounds(ratio)
-    if low > 1 + STARTS_DIFFER:
-        return Relation.BETTER if better is Better.HIGHER else Relation.WORSE
-    if high < 1 - STARTS_DIFFER:
-        return Relation.WORSE if better is Better.HIGHER else Relation.BETTER
-    return Relation.TIED
+    ratio = ratios(a.cells[0], b.cells[0], name)
+    return apart if ratio is None else relation(ratio, ALIKE, better)
 
 
 def per_gpu(point: Point, name: str) -> Point:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from qmeter import catalog
 from qmeter.analysis.compare import Axis, Relation, pareto, relation
 from qmeter.analysis.metrics import Better
-from qmeter.analysis.paired import cell_ratios
+from qmeter.analysis.paired import Cell, cell_ratios
 from qmeter.analysis.points import (
     Deployment,
     DeploymentKey,
@@ -22,7 +22,7 @@ from qmeter.analysis.points import (
 )
 from qmeter.analysis.recommend import QUALITY_TOLERANCE, Recommendation, recommend
 from qmeter.catalog import MethodClass
-from qmeter.record import CellTables, Quantity, Record
+from qmeter.record import Quantity, Record
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def summarise(
     reference: str | None = None,
     tolerance: float = QUALITY_TOLERANCE,
     confidence: float = 0.95,
-    tables: Callable[[Record], CellTables] | None = None,
+    loaded: Mapping[str, Cell] | None = None,
 ) -> StudySummary:
     """Summarise a study's records.
 
@@ -84,10 +84,10 @@ def summarise(
             first that quantizes nothing. Without one nothing is the reference.
         tolerance: perplexity increase, as a share, that a recommendation lets pass.
         confidence: of the intervals over repeats.
-        tables: reads a cell's tables. With them methods whose intervals overlap are compared request by request.
+        loaded: record and tables by cell. With them methods whose intervals overlap are compared request by request.
     """
     rows = list(records)
-    ratios = cell_ratios(rows, tables, confidence) if tables else None
+    ratios = cell_ratios(loaded, confidence) if loaded else None
     deployments, problems = group(rows, confidence)
     deployments = _with_reference(deployments, reference)
     alone = [d for d in deployments if not d.key.beside]

@@ -41,20 +41,21 @@ def methods(
         _print_json([rows.method_data(m, why, shape, engine) for m, why in shown])
         return
     columns = rows.method_columns(shape, every)
-    narrow = Console().width < WIDE
+    console = Console()
+    narrow = console.width < WIDE
     kept = [k for k, name in enumerate(columns) if not (narrow and name in rows.WIDE_ONLY)]
     table = _table([columns[k] for k in kept])
     table.row_styles = ("", "dim") if not every else ()
     for m, why in shown:
         row = rows.method_row(m, why, shape, engine, every)
         table.add_row(*(row[k] for k in kept))
-    Console().print(table)
+    console.print(table)
     if len(kept) < len(columns):
         left_out = ", ".join(name for name in columns if name in rows.WIDE_ONLY)
-        Console().print(f"not shown in {Console().width} columns: {left_out} (a wider terminal or --json has them)")
+        console.print(f"not shown in {console.width} columns: {left_out} (a wider terminal or --json has them)")
     hidden = len(listed) - len(shown)
     if hidden:
-        Console().print(f"{len(shown)} methods; {hidden} do not run there: add --all to see why")
+        console.print(f"{len(shown)} methods; {hidden} do not run there: add --all to see why")
 
 
 def models(as_json: AsJson = False) -> None:

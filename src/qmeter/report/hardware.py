@@ -19,7 +19,7 @@ from qmeter.analysis.stats import F64, t_interval
 from qmeter.analysis.summary import StudySummary
 from qmeter.catalog import model
 from qmeter.errors import QMeterError
-from qmeter.record import CellTables, Quantity, Record, Window
+from qmeter.record import CellStatus, CellTables, Quantity, Record, Window
 from qmeter.report.evidence import Table, Text, text
 from qmeter.report.numbers import share, shown
 from qmeter.store.profile import Results
@@ -45,10 +45,9 @@ Loaded = Mapping[str, tuple[Record, CellTables]]
 """Cell id → its record and tables."""
 
 
-def load_cells(summary: StudySummary, results: Results, records: Sequence[Record]) -> Loaded:
+def load_cells(results: Results, records: Sequence[Record]) -> Loaded:
     """Record and tables of every valid cell."""
-    used = {cell for d in summary.deployments for p in d.points for cell in p.cells}
-    return {r.cell_id: (r, results.tables(r)) for r in records if r.cell_id in used}
+    return {r.cell_id: (r, results.tables(r)) for r in records if r.status is CellStatus.OK}
 
 
 def hardware_tables(summary: StudySummary, loaded: Loaded, folder: Path) -> dict[str, Table]:

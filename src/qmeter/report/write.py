@@ -51,13 +51,12 @@ def write_report(folder: Path, out: Path | None = None, others: Sequence[Path] =
         out = Path.cwd() / f"{results.folder.name}-report" if profile else results.folder / "report"
     records = results.records()
     study = results.study
-    reference = study.quality.reference or _scored_against(study)
-    summary = summarise(records, reference=reference, tables=results.tables)
+    loaded = hardware.load_cells(results, records)
+    summary = summarise(records, reference=study.quality.reference or _scored_against(study), loaded=loaded)
     notes = Notes()
     made = groups(summary, notes)
     looks = styles(*pictures.all_labels(summary))
     charts, itl_note = _charts(summary, made, looks, results, records)
-    loaded = hardware.load_cells(summary, results, records)
     charts["parallelism"] = parallelism.scaling_charts(summary, looks, loaded)
     graded = tasks.graded(summary, results, records)
     charts["tasks"] = tasks.task_charts(graded, looks)
