@@ -15,6 +15,7 @@ class EffectiveConfig(_Frozen):
     Attributes:
         engine_version: as the engine reports it.
         weight_bytes: bytes of weights loaded on all devices together.
+        weight_excess_bytes: most that ``weight_bytes`` holds beside the tensors where it is what an allocator took.
         weight_type, activation_type, kv_type: number formats in the catalog's words ("f16", "int8", "int4", "fp8").
         kernel: the compute kernel named in the log or properties.
         kv_blocks: **measured** number of KV-cache blocks, all of one replica.
@@ -28,6 +29,7 @@ class EffectiveConfig(_Frozen):
 
     engine_version: str | None = None
     weight_bytes: int | None = None
+    weight_excess_bytes: int = 0
     weight_type: str | None = None
     activation_type: str | None = None
     kv_type: str | None = None

@@ -121,6 +121,17 @@ def test_a_named_cause_is_reported_with_its_line(kind, line):
     assert found.hint
 
 
+def test_memory_that_another_process_holds_is_not_called_a_model_that_does_not_fit():
+    line = (
+        "ValueError: Free memory on device cuda:0 (68.69/139.8 GiB) on startup is less than desired GPU memory "
+        "utilization (0.5, 69.9 GiB). Decrease GPU memory utilization or reduce GPU memory used by other processes."
+    )
+    found = log.failure(make_log() + f"(EngineCore pid=411) ERROR 11-23 17:30:01 [core.py:900] {line}\n")
+    assert found is not None and found.kind == "OutOfMemory"
+    assert found.message.startswith("another process holds the device's memory")
+    assert "nvidia-smi" in (found.hint or "") and "fewer bits" not in (found.hint or "")
+
+
 def test_any_other_exception_counts_only_once_the_engine_gave_up():
     text = make_log() + "(EngineCore pid=411) ERROR 11-23 17:30:01 [core.py:900] KeyError: 'layers.0'\n"
     assert log.failure(text) is None

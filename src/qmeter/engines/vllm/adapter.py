@@ -143,6 +143,7 @@ def effective_config(text: str, page: str) -> EffectiveConfig:
     found = {
         "engine_version": facts.values.get("engine_version"),
         "weight_bytes": facts.weight_bytes,
+        "weight_excess_bytes": facts.weight_excess_bytes,
         "weight_type": weight,
         "activation_type": activation,
         "kv_type": kv,

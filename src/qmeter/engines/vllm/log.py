@@ -31,6 +31,9 @@ _LINES: dict[str, re.Pattern[str]] = {
     "graphs_s": re.compile(r"Graph capturing finished in ([\d.]+) secs"),
     "async_scheduling": re.compile(r"Asynchronous scheduling is (enabled|disabled)"),
 }
+ALLOCATOR_BYTES = 48 << 20
+"""Most that "Model loading took" counts beside the tensors: two half-used segments of 20 MiB of torch's allocator, and
+half a hundredth of a GiB. Up to 43 MiB were seen (SmolLM2-135M, every method with an FP8 cache or online FP8)."""
 _KV_TOKENS = _LINES["kv_tokens"]
 _WEIGHTS = re.compile(r"Model loading took ([\d.]+) GiB")
 _RANK = re.compile(r"\(EngineCore_DP(\d+) pid=\d+\)")
@@ -39,9 +42,10 @@ _KERNEL = re.compile(r"(?:Using|Selected) (\w*Kernel\w*) for (\w+)")
 _CONFIGURED = re.compile(r"Kernel configured with weights (\S+) and activations (\S+)")
 _ERROR_LINE = re.compile(r"(?:^|\s)((?:\w+\.)*\w*(?:Error|Exception)): (.+)")
 
+_TAKEN = re.compile(r"Free memory on device .*less than desired GPU memory utilization", re.IGNORECASE)
 _MEMORY = re.compile(
     r"out of memory|No available memory for the cache|larger than the available KV cache|even a single token"
-    r"|less than desired GPU memory utilization|not enough GPU memory",
+    r"|not enough GPU memory",
     re.IGNORECASE,
 )
 _UNSUPPORTED = re.compile(
@@ -99,10 +103,18 @@ class LogFacts:
         """
         if not self.worker_gib:
             return None
+        return int(sum(self.worker_gib) / len(self.worker_gib) * self._workers * _GIB)
+
+    @property
+    def weight_excess_bytes(self) -> int:
+        """Most that :attr:`weight_bytes` may hold beside the tensors: :data:`ALLOCATOR_BYTES` a worker."""
+        return ALLOCATOR_BYTES * self._workers if self.worker_gib else 0
+
+    @property
+    def _workers(self) -> int:
         inside = math.prod(int(self.values.get(f"{name}_parallel_size", 1)) for name in ("tensor", "pipeline"))
         asked = inside * max(self.replicas, int(self.values.get("data_parallel_size", 1)))
-        workers = max(asked, len(self.worker_gib))
-        return int(sum(self.worker_gib) / len(self.worker_gib) * workers * _GIB)
+        return max(asked, len(self.worker_gib))
 
     @property
     def kernel(self) -> str | None:
@@ -161,6 +173,12 @@ def failure(text: str) -> EngineError | None:
     """
     errors = [f"{m[1]}: {m[2].strip()}" for line in text.splitlines() if (m := _ERROR_LINE.search(line))]
     for line in errors:
+        if _TAKEN.search(line):
+            return OutOfMemory(
+                f"another process holds the device's memory: {_short(line)}",
+                stage="ready",
+                hint="end it (nvidia-smi names it) and run again with --retry-failed, or lower gpu_memory_fraction",
+            )
         if _MEMORY.search(line):
             return OutOfMemory(
                 f"the model does not fit: {_short(line)}",
