@@ -41,7 +41,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     worker = tmp_path / "fake_worker.py"
     worker.write_text(WORKER)
     monkeypatch.setattr(make, "_WORKER", worker)
-    monkeypatch.setattr(make, "_versions", lambda python: {"torch": "0"})
+    monkeypatch.setattr(make, "_versions", lambda python, algorithm: {"torch": "0"})
     return tiny_gguf.write(tmp_path / "m.gguf")
 
 
@@ -120,6 +120,13 @@ def test_methods_without_a_checkpoint_say_what_to_do_instead() -> None:
         recipe("kv-fp8")
     with pytest.raises(UnknownName):
         recipe("gptq-w3a16")
+
+
+def test_llm_int8_is_made_by_bitsandbytes_and_nf4_by_vllm_while_loading() -> None:
+    assert recipe("llm-int8")[1].algorithm == "bitsandbytes"
+    with pytest.raises(MethodUnsupported) as caught:
+        recipe("nf4")
+    assert "while loading" in caught.value.hint
 
 
 def test_every_recipe_is_catalogued_and_has_the_methods_bits() -> None:

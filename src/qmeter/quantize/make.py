@@ -116,7 +116,7 @@ def make_checkpoint(
     with _locked(home):
         if (home / "manifest.json").exists():
             return Manifest.model_validate_json((home / "manifest.json").read_text(encoding="utf-8"))
-        versions = _versions(python or Path(sys.executable))
+        versions = _versions(python or Path(sys.executable), plan.algorithm)
         ids = hashlib.sha256(json.dumps([digest, text, *said[4:]]).encode()).hexdigest()[:16]
         job = {
             "work": str(home), "ids": str(cache / "calibration" / f"{ids}.npy"), "model": str(folder),
@@ -199,13 +199,14 @@ def _work(python: Path, job: dict[str, Any], home: Path, progress: Progress) -> 
         )  # fmt: skip
 
 
-def _versions(python: Path) -> dict[str, str]:
-    """Versions of the tools, as ``python`` sees them.
+def _versions(python: Path, algorithm: str) -> dict[str, str]:
+    """Versions of the tools that ``algorithm`` needs, as ``python`` sees them.
 
     Raises:
         MissingExtra: they are not all there.
     """
-    names = ("torch", "transformers", "llmcompressor", "compressed-tensors", "datasets")
+    by = {"bitsandbytes": ("bitsandbytes", "accelerate")}
+    names = ("torch", "transformers", *by.get(algorithm, ("llmcompressor", "compressed-tensors", "datasets")))
     code = f"import json,importlib.metadata as m;print(json.dumps({{n: m.version(n) for n in {names!r}}}))"
     try:
         done = subprocess.run([str(python), "-c", code], capture_output=True, text=True, timeout=120, check=True)

@@ -17,11 +17,12 @@ GROUPS = (128, 64, 32)
 
 @dataclass(frozen=True)
 class Recipe:
-    """What llm-compressor is told.
+    """What llm-compressor, or bitsandbytes, is told.
 
     Attributes:
         transform: ``smoothquant``, ``awq`` or none, applied before rounding.
-        algorithm: ``gptq`` (error-compensating, Hessian from calibration) or ``rtn`` (round to nearest).
+        algorithm: ``gptq`` (error-compensating, Hessian from calibration), ``rtn`` (round to nearest) or
+            ``bitsandbytes`` (LLM.int8(), by that library).
         weights, activations: arguments of compressed-tensors' ``QuantizationArgs``; group size filled in later.
         calibrated: whether calibration text matters.
         note: where it differs from the method's first publication.
@@ -62,6 +63,8 @@ RECIPES: dict[str, Recipe] = {
     "fp8-static": Recipe("rtn", _FP8_TENSOR, _FP8_TENSOR),
     "w4a8-fp8": Recipe("gptq", _INT4, _a_token("float")),
     "w4a8-int8": Recipe("gptq", _INT4, _a_token("int"), note="written as compressed-tensors"),
+    "llm-int8": Recipe("bitsandbytes", _weights(8, "int", "channel"), _a_token("int"), calibrated=False,
+                       note="columns with activations beyond 6 stay in 16 bits"),
 }  # fmt: skip
 """Method → recipe. Methods that only add a KV-cache type take the checkpoint of the method without it."""
 

@@ -102,12 +102,37 @@ def generate(job: dict[str, Any], count: int) -> np.ndarray:
 
 
 def compress(job: dict[str, Any], work: Path, out: Path) -> None:
-    """Quantize with llm-compressor and save in the layout that vLLM loads."""
+    """Quantize with llm-compressor or bitsandbytes and save in the layout that vLLM loads."""
     import shutil
 
+    from transformers import AutoTokenizer
+
+    model = load_int8(job) if job["recipe"]["algorithm"] == "bitsandbytes" else by_llmcompressor(job)
+    temporary = out.with_name("checkpoint.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    packed = {"quantization_format": "pack-quantized"} if job["recipe"]["weights"]["num_bits"] == 4 else {}
+    saved = {} if job["recipe"]["algorithm"] == "bitsandbytes" else {"save_compressed": True, **packed}
+    model.save_pretrained(temporary, **saved)
+    AutoTokenizer.from_pretrained(job["model"]).save_pretrained(temporary)
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        source = Path(job["model"]) / name
+        if source.exists():
+            shutil.copyfile(source, temporary / name)
+    temporary.rename(out)
+
+
+def load_int8(job: dict[str, Any]) -> Any:
+    """The model with linear layers in LLM.int8(), which bitsandbytes makes while loading."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    asked = BitsAndBytesConfig(load_in_8bit=True)
+    return AutoModelForCausalLM.from_pretrained(job["model"], quantization_config=asked, device_map="cpu")
+
+
+def by_llmcompressor(job: dict[str, Any]) -> Any:
+    """The model, quantized by llm-compressor's modifiers on the calibration ids."""
     from datasets import Dataset
     from llmcompressor import oneshot
-    from transformers import AutoTokenizer
 
     table = np.load(job["ids"], allow_pickle=False)[: job["samples"]]
     rows = {"input_ids": table.tolist(), "attention_mask": np.ones_like(table).tolist()}
@@ -117,16 +142,7 @@ def compress(job: dict[str, Any], work: Path, out: Path) -> None:
         model=model, dataset=Dataset.from_dict(rows), recipe=recipe(job), max_seq_length=job["tokens"],
         num_calibration_samples=job["samples"], shuffle_calibration_samples=False,
     )  # fmt: skip
-    temporary = out.with_name("checkpoint.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    packed = {"quantization_format": "pack-quantized"} if job["recipe"]["weights"]["num_bits"] == 4 else {}
-    model.save_pretrained(temporary, save_compressed=True, **packed)
-    AutoTokenizer.from_pretrained(job["model"]).save_pretrained(temporary)
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
-        source = Path(job["model"]) / name
-        if source.exists():
-            shutil.copyfile(source, temporary / name)
-    temporary.rename(out)
+    return model
 
 
 def _without_pinning() -> None:
