@@ -43,8 +43,7 @@ search: {sampler: ehvi, evaluations: 5, repeats: 2, seed: 1}
 
 @pytest.fixture(autouse=True)
 def engine(monkeypatch, tmp_path):
-    monkeypatch.setattr("qmeter.sources.prepare", fake_study.prepare)
-    monkeypatch.setitem(fake_study.ENGINES._rows, "fake", "qmeter.testing.fake_engine:FakeEngine")
+    fake_study.install(monkeypatch)
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.chdir(tmp_path)
     Path("none.gguf").write_bytes(b"")

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 import qmeter.sources
 from qmeter import catalog
@@ -43,10 +47,22 @@ def prepare(model: ModelRef, method: Method, engine: str, cache: Path) -> Artifa
     return Artifact(Path("none.gguf"), "gguf", "0" * 64, weight_bytes=size, notes=("a fake",))
 
 
-def install() -> None:
-    """Put the fake engine into the table and the fake fetch in place of the real one."""
-    ENGINES._rows["fake"] = "qmeter.testing.fake_engine:FakeEngine"
-    qmeter.sources.prepare = prepare
+def install(patch: pytest.MonkeyPatch | None = None) -> None:
+    """Put the fake engine into the table and the fake fetch in place of the real one.
+
+    Without a ``patch`` for good: only a program of its own may do that, a test process would leak it into other tests.
+    """
+    patch = patch or pytest.MonkeyPatch()
+    patch.setitem(ENGINES._rows, "fake", "qmeter.testing.fake_engine:FakeEngine")
+    patch.setattr(qmeter.sources, "prepare", prepare)
+
+
+@contextmanager
+def installed() -> Iterator[None]:
+    """The fakes for as long as the block runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        install(patch)
+        yield
 
 
 if __name__ == "__main__":

@@ -13,8 +13,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-import qmeter.sources
-from qmeter.engines.table import ENGINES
 from qmeter.errors import EngineError, StoreError
 from qmeter.record import CellStatus, Record, Steps
 from qmeter.spec.study import Study, expand
@@ -29,8 +27,7 @@ import fake_study as fakes
 
 @pytest.fixture(autouse=True)
 def fake_engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setitem(ENGINES._rows, "fake", "qmeter.testing.fake_engine:FakeEngine")
-    monkeypatch.setattr(qmeter.sources, "prepare", fakes.prepare, raising=False)
+    fakes.install(monkeypatch)
     yield
 
 

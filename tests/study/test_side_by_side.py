@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import qmeter.sources
 from qmeter.engines import table
-from qmeter.engines.table import ENGINES, Gpus, Traits
+from qmeter.engines.table import Gpus, Traits
 from qmeter.errors import SpecError
 from qmeter.record import CellStatus, Record
 from qmeter.spec.study import Cell, Parallelism, Placement, Study, expand
@@ -37,10 +36,9 @@ BOTH = (Placement.ALONE, Placement.SIDE_BY_SIDE)
 
 @pytest.fixture(autouse=True)
 def fake_engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setitem(ENGINES._rows, "fake", "qmeter.testing.fake_engine:FakeEngine")
+    fakes.install(monkeypatch)
     row = Traits("", "fake", gpus=Gpus.AS_MANY_AS_ASKED, parallel=frozenset({"tp", "pp", "dp"}))
     monkeypatch.setitem(table.TRAITS, "fake", row)
-    monkeypatch.setattr(qmeter.sources, "prepare", fakes.prepare, raising=False)
     yield
 
 

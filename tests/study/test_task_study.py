@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_study import TEXT, fake_study, install
+from fake_study import TEXT, fake_study, installed
 
 from qmeter.analysis.summary import summarise
 from qmeter.load import Target
@@ -29,13 +29,13 @@ pytest.importorskip("altair", reason="needs the report extra")
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> StudyStore:
-    install()
     study = fake_study("noise: 0.1, tpot_ms: 1, ttft_ms: 2")
     prompts = TaskPrompts(tasks=("arithmetic", "instructions"), alone=4)
     workload = study.workloads[1].model_copy(update={"prompts": prompts, "ignore_eos": False})
     study = study.model_copy(update={"workloads": (workload,)})
     made = StudyStore.create(tmp_path_factory.mktemp("tasks") / "study", study, TEXT)
-    run_study(study, made)
+    with installed():
+        run_study(study, made)
     return made
 
 
