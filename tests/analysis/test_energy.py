@@ -145,6 +145,39 @@ def test_split_refuses_cells_that_cannot_tell_prefill_from_decode() -> None:
     assert split_energy(cells[:2]).residual.why == "needs at least 4 cells with energy; there are 2"
 
 
+@pytest.mark.parametrize(
+    ("prefill_j", "decode_j", "base_w", "gone"),
+    [(0.0, 0.2, 110.0, "prefill"), (0.01, 0.0, 110.0, "decode"), (0.01, 0.2, 0.0, "base")],
+)
+def test_a_coefficient_at_its_bound_is_unknown_not_zero(
+    prefill_j: float, decode_j: float, base_w: float, gone: str
+) -> None:
+    """GIVEN cells in which one term pulls a little below 0 THEN it is unknown, and the others stay."""
+    rng = np.random.default_rng(3)
+    cells = []
+    for _ in range(12):
+        prefill, decode, seconds = rng.uniform(1e4, 6e4), rng.uniform(1e4, 2e4), rng.uniform(5, 20)
+        column = {"prefill": prefill, "decode": decode, "base": 1e3 * seconds}[gone]
+        energy = prefill_j * prefill + decode_j * decode + base_w * seconds
+        cells.append(CellEnergy(energy - 1e-4 * column, prefill, decode, seconds))
+    made = split_energy(cells)
+    found = {"prefill": made.j_per_prefill_token, "decode": made.j_per_decode_token, "base": made.base_power_w}
+    truth = {"prefill": prefill_j, "decode": decode_j, "base": base_w}
+    for name, q in found.items():
+        if name == gone:
+            assert q.value is None and "cannot be told from 0 at these loads" in (q.why or "")
+            assert q.unit == ("W" if name == "base" else "J/token")
+        else:
+            assert q.value == pytest.approx(truth[name], rel=0.05)
+    assert made.residual.known
+
+
+def test_a_base_power_above_all_that_was_measured_leaves_both_costs_unknown() -> None:
+    made = split_energy(_cells(np.random.default_rng(0)), base_power=Quantity.of(1e6, "W"))
+    assert not made.j_per_prefill_token.known and not made.j_per_decode_token.known
+    assert "decode energy" in (made.j_per_decode_token.why or "") and made.base_power_w.value == 1e6
+
+
 def test_nnls_never_goes_negative() -> None:
     rng = np.random.default_rng(1)
     for _ in range(50):

@@ -2,7 +2,8 @@
 
 Model, one row a cell of one deployment: E = a·(prefill tokens) + b·(decode tokens) + P·T, with a, b, P not negative.
 A power meter sees all three at once; only cells whose mixes differ (loads, prompt and output lengths) tell them apart,
-and the split says so where they do not. Rows are weighted by 1/E, so that each cell's relative error counts the same.
+and the split says so where they do not: a coefficient that the fit puts at its bound of 0 is unknown too, since what it
+stands for did cost something. Rows are weighted by 1/E, so that each cell's relative error counts the same.
 
 Bias: the model is linear. Decode energy a token falls with batch size (weights are read once a step for all sequences),
 so over loads far apart b is an average, and part of the step's fixed cost lands in P.
@@ -24,6 +25,8 @@ MIN_CELLS = 4
 MIN_DISTINCT = 0.05
 """Least share of a column (scaled to unit length) that the other columns do not explain."""
 RESAMPLES = 1000
+COEFFICIENTS = (("prefill energy", "J/token"), ("decode energy", "J/token"), ("base power", "W"))
+"""What is fitted, as messages name it, and its unit."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ def split_energy(
     """Fit the split. ``base_power`` fixes P where an idle baseline was measured; else P is fitted too.
 
     Intervals: bootstrap of the relative residuals (cells' mixes stay as they are), scaled for the degrees of freedom.
+    A coefficient at its bound of 0 is unknown; the reason says how much the draws put on it at most (upper end).
     """
     known = base_power.value if base_power is not None else None
     if len(cells) < MIN_CELLS:
@@ -76,8 +80,11 @@ def split_energy(
         noise = rng.choice(rest - rest.mean(), size=len(rest)) * np.sqrt(len(rest) / free)
         draws.append(nnls(columns, columns @ fit + noise))
     drawn = np.array(draws)
-    made = [_coefficient(float(fit[j]), drawn[:, j], len(cells), confidence) for j in range(columns.shape[1])]
-    power = base_power if known is not None and base_power is not None else made[2].model_copy(update={"unit": "W"})
+    made = [
+        _coefficient(name, unit, float(value), seen, len(cells), confidence)
+        for (name, unit), value, seen in zip(COEFFICIENTS, fit, drawn.T, strict=False)  # two of them where P is given
+    ]
+    power = base_power if known is not None and base_power is not None else made[2]
     residual = Quantity.of(float(np.sqrt((rest @ rest) / free)), "1", n=len(cells))
     return EnergySplit(made[0], made[1], power, residual)
 
@@ -101,9 +108,12 @@ def nnls(columns: F64, target: F64) -> F64:
     return best
 
 
-def _coefficient(value: float, draws: F64, n: int, confidence: float) -> Quantity:
+def _coefficient(name: str, unit: str, value: float, draws: F64, n: int, confidence: float) -> Quantity:
     low, high = spread(draws, confidence)
-    return Quantity.of(value, "J/token", low=min(low, value), high=max(high, value), n=n)
+    if value <= 0.0:
+        most = f", which put at most {high:.2g} {unit} on it" if high > 0 else ""
+        return Quantity.unknown(unit, f"{name} cannot be told from 0 at these loads{most}", n=n)
+    return Quantity.of(value, unit, low=min(low, value), high=max(high, value), n=n)
 
 
 def _indistinct(columns: F64) -> str | None:
