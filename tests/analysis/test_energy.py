@@ -111,6 +111,10 @@ def test_readings_that_do_not_span_the_window_are_refused() -> None:
 def test_idle_baseline_is_taken_off() -> None:
     out, _ = measured(telemetry(gpu0__energy_j=staircase(500.0)), idle=Quantity.of(120.0, "W"))
     assert out["energy_above_idle_j"].value == pytest.approx(3800, rel=0.02)
+    assert out["energy_above_idle_j"].why is None
+    warm = Quantity.of(104.0, "W", why="before the launch: SM clock 1980 MHz")
+    out, _ = measured(telemetry(gpu0__energy_j=staircase(500.0)), idle=warm)
+    assert out["energy_above_idle_j"].why == "above 104 W before the launch: SM clock 1980 MHz"
     none, _ = measured(telemetry(gpu0__energy_j=staircase(500.0)))
     assert none["energy_above_idle_j"].why == "no idle baseline was measured"
 

@@ -100,6 +100,8 @@ def test_a_deployment_of_two_gpus_counts_both(tmp_path: Path) -> None:
         assert record.devices == (0, 1)
         assert record.energy["power_mean_w"].value == pytest.approx(800.0, rel=0.05)
         assert record.energy["gpu1.energy_j"].known
+        assert record.energy["idle_sm_clock_hz"].why == "no reading of sm_clock_hz on every GPU"
+        assert "above 800 W before the launch: SM clock unknown" in (record.energy["energy_above_idle_j"].why or "")
         assert record.metrics["nvlink_bytes_s"].value == pytest.approx(2e9, rel=0.05)
 
 

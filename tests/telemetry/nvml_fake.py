@@ -25,6 +25,7 @@ class FakeNvml:
         self.set_calls: list[tuple[int, int]] = []
         self.gpm_errors: set[int] = set()
         self.gpm_idle = False
+        self.contexts = [0] * count
         self.gpm_refreshes = 0
         self.alive = 0
         self.samples = 0
@@ -74,6 +75,9 @@ class FakeNvml:
 
     def nvmlDeviceGetMemoryInfo(self, handle):
         return SimpleNamespace(used=2**30)
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle):
+        return [SimpleNamespace(pid=100 + i, usedGpuMemory=2**29) for i in range(self.contexts[handle])]
 
     def nvmlDeviceGetUtilizationRates(self, handle):
         return SimpleNamespace(gpu=87)

@@ -367,4 +367,8 @@ def _idle(total: Quantity, idle: Quantity | None, window: Window) -> dict[str, Q
         return {"idle_power_w": idle, "energy_above_idle_j": Quantity.unknown("J", total.why or "unknown")}
     base = idle.value * window.length_s
     low, high = (None if b is None else b - base for b in (total.low, total.high))
-    return {"idle_power_w": idle, "energy_above_idle_j": Quantity.of(total.value - base, "J", low=low, high=high)}
+    above = f"above {idle.value:.0f} W {idle.why}" if idle.why else None
+    return {
+        "idle_power_w": idle,
+        "energy_above_idle_j": Quantity.of(total.value - base, "J", low=low, high=high, why=above),
+    }

@@ -114,6 +114,12 @@ def is_waiting() -> bool:
     return bool(_waiting)
 
 
+def alive() -> int:
+    """How many programs started ahead are alive now, their imports done or not."""
+    with _lock:
+        return sum(waiting.process.poll() is None for waiting in _waiting)
+
+
 def settle(limit_s: float = 60.0) -> None:
     """Wait until the program started ahead only waits: its imports must not run beside a measurement."""
     deadline, quiet = time.monotonic() + limit_s, 0

@@ -131,7 +131,7 @@ def measure_cell(bench: Bench, cell: Cell) -> Record:
                 return context.record(cell, RecordKind.MEASURED, CellStatus.INVALID, reasons=reasons,
                                       warnings=tuple(warnings), **seen)  # fmt: skip
             return context.failure(cell, error, warnings=tuple(warnings), **seen)
-        found = analyse(tables, workload, series, idle_power=context.idle_power, seed=cell.seed)
+        found = analyse(tables, workload, series, idle_power=context.idle.power, seed=cell.seed)
         quality = dict(context.quality)
         if workload.prompts.kind == "tasks":
             from qmeter.quality.tasks import grade_requests
@@ -150,7 +150,7 @@ def measure_cell(bench: Bench, cell: Cell) -> Record:
         warnings=(*warnings, *found.warnings, *unasked),
         window=found.window,
         metrics=found.metrics,
-        energy=found.energy,
+        energy={**found.energy, **context.idle.conditions},
         quality=quality,
         **seen,
     )

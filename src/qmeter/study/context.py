@@ -28,6 +28,7 @@ from qmeter.spec.study import Cell, Deployment
 from qmeter.store import StudyStore
 from qmeter.study import provenance
 from qmeter.study.events import Listener, StageStarted
+from qmeter.study.idle import Baseline
 
 
 @dataclass
@@ -48,7 +49,7 @@ class DeploymentContext:
     launch: Launch | None = None
     effective: EffectiveConfig | None = None
     verification: Verification | None = None
-    idle_power: Quantity = field(default_factory=lambda: Quantity.unknown("W", "not measured before this deployment"))
+    idle: Baseline = field(default_factory=Baseline)
     quality: dict[str, Quantity] = field(default_factory=dict)
     warnings: list[Reason] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)

@@ -20,22 +20,19 @@ from qmeter.errors import MethodNotApplied, QMeterError, StoreError
 from qmeter.record import Quantity, Reason, Record
 from qmeter.spec.study import Cell, Study
 from qmeter.store import StudyStore, write_atomic
-from qmeter.study.attribution import mean_power, own_readings, with_power
 from qmeter.study.cell import Bench, measure_cell, warm_up
 from qmeter.study.company import CELL, IDLE, LAUNCH, Seat
 from qmeter.study.context import DeploymentContext, reason_of
 from qmeter.study.continuity import require_same_model
 from qmeter.study.events import CellEnded, Listener
 from qmeter.study.fidelity import measure_fidelity
+from qmeter.study.idle import measure_idle
 from qmeter.telemetry.base import Sampler
 from qmeter.telemetry.host import EngineProcessSampler
 from qmeter.telemetry.prometheus import EngineSampler
-from qmeter.telemetry.recorder import Recorder
 from qmeter.workload import Vocabulary
 
 ALONE = Seat()
-IDLE_S = 3.0
-"""Length of the idle-power baseline before each deployment, where the host has a power counter. Units: s."""
 WORK = ("source", "idle", "launch", "warmup", "quality", "settle", "load", "alone")
 """Stages that are a deployment's own work (``settle``: the next one's imports); the rest is the harness's overhead."""
 MOST_STARTS = 2
@@ -89,7 +86,8 @@ class DeploymentRun:
                 require_same_model(self._context.deployment, self._context.artifact, self._store.records())
             self._turn(IDLE)
             with self._context.stage("idle"):
-                self._context.idle_power = self._idle_power()
+                rate_hz = self._pending[0].telemetry.rate_hz
+                self._context.idle = measure_idle(self._samplers, self._context.deployment, self._seat.devices, rate_hz)
             self._turn(LAUNCH)
             for attempt in range(1, MOST_STARTS + 1):
                 self._serve_and_measure(engine, last=attempt == MOST_STARTS)
@@ -227,16 +225,6 @@ class DeploymentRun:
         for stage in ("load", "analyse", "alone"):
             self._context.timings.pop(stage, None)
         self._listener(CellEnded(cell.label, record, self._remaining))
-
-    def _idle_power(self) -> Quantity:
-        """Mean power of the deployment's devices over :data:`IDLE_S` before the launch. Units: W."""
-        powered = with_power(self._samplers)
-        if not powered:
-            return Quantity.unknown("W", "this host has no power sensor that qMeter reads")
-        recorder = Recorder(powered, self._pending[0].telemetry.rate_hz, time.monotonic())
-        recorder.start()
-        time.sleep(IDLE_S)
-        return mean_power(*own_readings(self._context.deployment, None, *recorder.stop(), self._seat.devices))
 
     def _write_timings(self, wall_s: float) -> None:
         """Keep where this deployment's time went; ``overhead`` is what no stage of :data:`WORK` accounts for."""

@@ -17,6 +17,7 @@ from qmeter.store import StudyStore
 from qmeter.study.context import DeploymentContext, reason_of
 from qmeter.study.events import CellEnded, Listener
 from qmeter.study.findings import Findings
+from qmeter.study.idle import Baseline
 from qmeter.workload import Schedule, Vocabulary, build
 
 CONFIDENCE = 0.95
@@ -114,7 +115,7 @@ def _context(study: Study, store: StudyStore, deployment: Deployment, listener: 
     return DeploymentContext(
         store=store, study_name=study.name, deployment=deployment, method=catalog.method(deployment.method),
         shape=catalog.model(deployment.model.shape), listener=listener,
-        idle_power=Quantity.unknown("W", "nothing was measured: the deployment is simulated"),
+        idle=Baseline(Quantity.unknown("W", "nothing was measured: the deployment is simulated")),
         quality={"ppl_ratio": Quantity.unknown("1", NO_QUALITY)},
     )  # fmt: skip
 

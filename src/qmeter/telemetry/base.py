@@ -25,6 +25,15 @@ class Sampler(Protocol):
 
 
 @runtime_checkable
+class Occupied(Protocol):
+    """A sampler of GPUs that can tell, when asked, how many processes have one open: too slow for every reading."""
+
+    def processes(self) -> Mapping[str, int]:
+        """GPU (``gpu0``, …) → processes with a context on it; one that does not answer is left out."""
+        ...
+
+
+@runtime_checkable
 class Narrowable(Protocol):
     """A sampler of several GPUs that can be told to leave some alone: each one it reads delays the others' readings."""
 

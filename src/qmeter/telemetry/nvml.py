@@ -6,6 +6,7 @@ Hopper card both refresh about every 100 ms, so reading faster gains nothing. No
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 from collections.abc import Callable, Collection, Mapping
@@ -159,6 +160,14 @@ class NvmlSampler:
             except self._gpus.nvml.NVMLError:
                 continue
         return values
+
+    def processes(self) -> Mapping[str, int]:
+        """Processes with a compute context on each GPU, as the driver lists them; in some containers it lists none."""
+        found = {}
+        for gpu, handle in self._gpus.handles:
+            with contextlib.suppress(self._gpus.nvml.NVMLError, AttributeError):
+                found[gpu] = len(self._gpus.nvml.nvmlDeviceGetComputeRunningProcesses(handle))
+        return found
 
     def narrow(self, gpus: Collection[str]) -> None:
         """Read these GPUs and no others."""
