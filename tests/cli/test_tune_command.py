@@ -138,10 +138,10 @@ def test_bad_input_ends_with_2_and_names_the_field(capsys, old, new, place, says
 def calibrated(tmp_path_factory):
     """A calibration file of the example's two methods."""
     from qmeter.simulate import save
-    from qmeter.tune.fidelity import calibrations
+    from qmeter.tune.fidelity import Kind, calibrations
 
-    known = calibrations("h200-8b-grid", {"bf16", "fp8-kv8"})
-    return save(list(known.by_method.values()), tmp_path_factory.mktemp("calibrated") / "c.json")
+    known = calibrations("h200-8b-grid", {Kind("llama-3.1-8b", m) for m in ("bf16", "fp8-kv8")})
+    return save(list(known.found), tmp_path_factory.mktemp("calibrated") / "c.json")
 
 
 def example(source=None, **changes):

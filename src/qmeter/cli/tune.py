@@ -24,7 +24,7 @@ from qmeter.store import write_atomic
 from qmeter.study.check import check_study
 from qmeter.study.dry_run import plan_study
 from qmeter.tune.advise import Advice, advise
-from qmeter.tune.fidelity import Known, calibrations, screen
+from qmeter.tune.fidelity import Known, calibrations, kind_of, screen
 from qmeter.tune.space import Point
 from qmeter.tune.spec import Tuning, load_tune
 from qmeter.tune.terms import require_knowable
@@ -119,7 +119,7 @@ def _check(tuning: Tuning, allow_power_cap: bool) -> list[Reason]:
 
 def _known(tuning: Tuning, source: str | None) -> Known:
     assert source is not None
-    return calibrations(source, {tuning.space.method_of(p) for p in tuning.space.points})
+    return calibrations(source, {kind_of(tuning, p) for p in tuning.space.points})
 
 
 def _open(folder: Path, file: Path, tuning: Tuning) -> None:

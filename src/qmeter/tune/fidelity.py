@@ -6,11 +6,14 @@ import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from qmeter import catalog
 from qmeter.errors import AnalysisError, QMeterError
+from qmeter.record import Record
 from qmeter.simulate import Calibration, calibrate, load_calibrations
-from qmeter.simulate.carry import Target, carry, fit_records, load_physics
+from qmeter.simulate.calibrate import device_of
+from qmeter.simulate.carry import Target, carry, distance, fit_records, load_physics
 from qmeter.simulate.knobs import with_knobs
 from qmeter.simulate.load import SimLoad, load_of
 from qmeter.simulate.physics import PhysicsFit
@@ -26,24 +29,64 @@ SEED = 7
 VOCABULARY = 32000
 
 
+class Kind(NamedTuple):
+    """What a calibration is of, and what a point needs one of; ``degrees``: tp, pp, dp; device "auto": any."""
+
+    shape: str
+    method: str
+    degrees: tuple[int, int, int] = (1, 1, 1)
+    device: str = "auto"
+
+    def fits(self, other: Kind) -> bool:
+        """Whether ``other`` is of this kind."""
+        return self[:3] == other[:3] and self.device in ("auto", other.device)
+
+
 @dataclass(frozen=True)
 class Known:
-    """Calibrations by method, and the physics form that carries them to methods without one."""
+    """Calibrations, and the physics form that carries them to what has none."""
 
-    by_method: Mapping[str, Calibration]
+    found: tuple[Calibration, ...]
     physics: PhysicsFit | None
     source: str
 
+    def of(self, kind: Kind, engine: str) -> Calibration | None:
+        """The calibration of a kind: of several the first, one of ``engine`` before others."""
+        fitting = [c for c in self.found if kind.fits(_of(c))]
+        return max(fitting, key=lambda c: c.deployment["engine"] == engine, default=None)
 
-def calibrations(source: str, methods: Iterable[str]) -> Known:
+
+def kind_of(tuning: Tuning, point: Point) -> Kind:
+    """What a point needs a calibration of."""
+    shape, method = tuning.base.models[0].shape, tuning.space.method_of(point)
+    return Kind(shape, method, tuning.degrees(point), tuning.base.device)
+
+
+def _of(calibration: Calibration) -> Kind:
+    d = calibration.deployment
+    return _kind(d, str(d["shape"]), str(d["device"]))
+
+
+def _measured(record: Record) -> Kind:
+    d = record.cell["deployment"]
+    return _kind(d, str(d["model"]["shape"]), device_of(record))
+
+
+def _kind(deployment: Mapping[str, Any], shape: str, device: str) -> Kind:
+    tp, pp, dp = (int(deployment["parallelism"].get(a, 1)) for a in PARALLEL)
+    return Kind(shape, str(deployment["method"]), (tp, pp, dp), device)
+
+
+def calibrations(source: str, wanted: Iterable[Kind]) -> Known:
     """Those of a calibration file, a study's folder or a profile.
 
     Args:
-        methods: those wanted; others are fitted only where one of these has no records and must be carried from them.
+        wanted: others are fitted only where one of these has no records and must be carried from them.
 
     Raises:
-        UnknownName, AnalysisError: there is nothing to calibrate from.
+        UnknownName, AnalysisError: there is nothing to calibrate from, or it does not say on which device.
     """
+    wanted = set(wanted)
     if Path(source).is_file():
         found = load_calibrations(Path(source))
         try:
@@ -52,10 +95,12 @@ def calibrations(source: str, methods: Iterable[str]) -> Known:
             physics = None
     else:
         results = open_results(source)
-        groups, wanted = by_deployment(results.records()), set(methods)
-        have = {str(g[0].cell["deployment"]["method"]) for g in groups}
-        if wanted <= have:
-            groups = [g for g in groups if str(g[0].cell["deployment"]["method"]) in wanted]
+        groups = by_deployment(results.records())
+        groups.sort(key=lambda g: (any(r.neighbours for r in g), -len(g)))  # alone on the host before side by side
+        have = [_measured(g[0]) for g in groups]
+        whole = all(any(w.fits(h) for h in have) for w in wanted)
+        if whole:
+            groups = [g for g, h in zip(groups, have, strict=True) if any(w.fits(h) for w in wanted)]
         found, faults = [], []
         for group in groups:
             try:
@@ -65,10 +110,14 @@ def calibrations(source: str, methods: Iterable[str]) -> Known:
         if not found:
             raise faults[0] if faults else AnalysisError(f"{source} holds no record to calibrate from")
         physics = None
-        if not wanted <= have:
+        if not whole:
             with contextlib.suppress(QMeterError):
                 physics = fit_records(groups, results.tables, hold_out=False)
-    return Known({str(c.deployment["method"]): c for c in found}, physics, source)
+    devices = sorted({str(c.deployment["device"]) for c in found})
+    if len(devices) > 1 and any(w.device == "auto" for w in wanted):
+        raise AnalysisError(f"{source} holds records of several devices: {', '.join(devices)}",
+                            hint="name one as the study's device")  # fmt: skip
+    return Known(tuple(found), physics, source)
 
 
 def calibration_for(tuning: Tuning, point: Point, known: Known) -> Calibration:
@@ -81,12 +130,8 @@ def calibration_for(tuning: Tuning, point: Point, known: Known) -> Calibration:
 
 
 def _standing_for(tuning: Tuning, point: Point, known: Known) -> Calibration:
-    method = tuning.space.method_of(point)
-    degrees = {a: int(point.get(a) or getattr(tuning.base.parallelism[0], a)) for a in PARALLEL}
-    own = known.by_method.get(method)
-    if own is None or any(int(own.deployment["parallelism"].get(a, 1)) != d for a, d in degrees.items()):
-        return _carried(tuning, method, degrees, known)
-    return own
+    kind = kind_of(tuning, point)
+    return known.of(kind, tuning.base.engines[0].name) or _carried(kind, known)
 
 
 def _under_knobs(tuning: Tuning, point: Point, calibration: Calibration) -> Calibration:
@@ -94,16 +139,26 @@ def _under_knobs(tuning: Tuning, point: Point, calibration: Calibration) -> Cali
     return with_knobs(calibration, {k: v for k, v in options.items() if k != POWER})[0]
 
 
-def _carried(tuning: Tuning, method: str, degrees: Mapping[str, int], known: Known) -> Calibration:
-    """A calibration moved by the physics form; energy stays the neighbour's, since the form predicts none."""
-    near = next(iter(known.by_method.values()))
-    if known.physics is None or degrees["pp"] > 1 or degrees["dp"] > 1:
-        raise AnalysisError(f"{known.source} has no calibration of {method}", hint="measure it, or leave it out")
-    d = near.deployment
-    target = Target(tuning.base.models[0].shape, method, str(d["device"]), str(d["engine"]), degrees["tp"])
-    moved = carry(known.physics, near, target)
+def _carried(kind: Kind, known: Known) -> Calibration:
+    """A calibration moved by the physics form from the nearest.
+
+    The form predicts no energy: the neighbour's stands in where only the method differs.
+    """
+    tp, pp, dp = kind.degrees
+    if known.physics is None or pp > 1 or dp > 1:
+        where = "" if kind.device == "auto" else f" on {kind.device}"
+        raise AnalysisError(f"{known.source} has no calibration of {kind.shape}/{kind.method}, tp {tp}, pp {pp}, "
+                            f"dp {dp}{where}", hint="measure it, or leave it out")  # fmt: skip
+
+    def target(near: Calibration) -> Target:
+        device = str(near.deployment["device"]) if kind.device == "auto" else kind.device
+        return Target(kind.shape, kind.method, device, str(near.deployment["engine"]), tp)
+
+    near = min(known.found, key=lambda c: distance(c, target(c)))
+    moved = carry(known.physics, near, target(near))
+    alike = kind._replace(method=str(near.deployment["method"])).fits(_of(near))
     energy = {"energy": near.energy, "energy_series": near.energy_series, "energy_draws": near.energy_draws}
-    return moved.model_copy(update=energy if degrees["tp"] == 1 else {})
+    return moved.model_copy(update=energy if alike else {})
 
 
 def screen(

@@ -114,6 +114,11 @@ class Tuning:
         """Whether a term is a quality: each evaluation then scores its method against the reference."""
         return any(is_quality(t.name) for t in (*self.objectives, *self.limits))
 
+    def degrees(self, point: Point) -> tuple[int, int, int]:
+        """Its tp, pp and dp."""
+        tp, pp, dp = (int(point.get(a) or getattr(self.base.parallelism[0], a)) for a in PARALLEL)
+        return tp, pp, dp
+
     def study(self, point: Point, repeat: int) -> Study:
         """The study that measures one repeat of a point, and nothing else: what the runner is given."""
         options = dict(self.base.engines[0].options) | {
@@ -124,7 +129,6 @@ class Tuning:
         method = self.space.method_of(point)
         reference = self.base.quality.reference or self.base.methods[0]
         others = (reference,) if self.needs_quality and reference != method else ()
-        degrees = {a: int(point.get(a) or getattr(self.base.parallelism[0], a)) for a in PARALLEL}
         exclude: list[dict[str, str]] = [{"method": m} for m in others]
         exclude += [{"repeat": str(r)} for r in range(repeat)]
         return self.base.model_copy(
@@ -133,7 +137,7 @@ class Tuning:
                 "description": f"{self.spec.tune}: {point.label}, repeat {repeat}",
                 "engines": (self.base.engines[0].model_copy(update={"options": options}),),
                 "methods": (method, *others),
-                "parallelism": (Parallelism(**degrees),),
+                "parallelism": (Parallelism(**dict(zip(PARALLEL, self.degrees(point), strict=True))),),
                 "repeats": repeat + 1,
                 "exclude": tuple(exclude),
                 "quality": self.base.quality.model_copy(
@@ -145,9 +149,7 @@ class Tuning:
     def all_methods(self) -> Study:
         """The base study with every method of the space: what is checked before anything starts."""
         found = tuple(dict.fromkeys(self.space.method_of(p) for p in self.space.points))
-        degrees = dict.fromkeys(
-            tuple(int(p.get(a) or getattr(self.base.parallelism[0], a)) for a in PARALLEL) for p in self.space.points
-        )
+        degrees = dict.fromkeys(self.degrees(p) for p in self.space.points)
         made = tuple(Parallelism(tp=t, pp=p, dp=d) for t, p, d in degrees)
         return self.base.model_copy(update={"methods": found, "parallelism": made, "exclude": ()})
 

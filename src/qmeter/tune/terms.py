@@ -29,7 +29,7 @@ def require_knowable(tuning: Tuning, known: Known | None) -> None:
 
 
 def _energy(known: Known) -> bool:
-    return any(c.energy is not None for c in known.by_method.values())
+    return any(c.energy is not None for c in known.found)
 
 
 def _placed(tuning: Tuning) -> list[tuple[str, Term]]:
