@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
@@ -62,6 +62,18 @@ def paired_relation(a: Mapping[K, float], b: Mapping[K, float], better: Better) 
     if made.low <= 0 <= made.high or abs(made.value) <= SAME:
         return Relation.TIED
     return Relation.BETTER if (made.value > 0) == (better is Better.HIGHER) else Relation.WORSE
+
+
+RATES = ("goodput_hz", "throughput_tok_s", "total_tok_s", "request_rate_hz")
+"""What more GPUs give more of."""
+
+
+def counts_per_gpu(name: str, gpus: Iterable[int]) -> bool:
+    """Whether a quantity is compared a GPU, among deployments of these numbers of GPUs: a rate, where they differ.
+
+    Twice the goodput of twice the GPUs is no gain: what one deployment does not need, a replica can use.
+    """
+    return name in RATES and len(set(gpus)) > 1
 
 
 @dataclass(frozen=True)

@@ -342,11 +342,16 @@ def stand(
 
 
 def per_gpu(point: Point, name: str) -> Point:
-    """The point with a rate shared out over its deployment's GPUs: what one does not need, a replica can use."""
-    share, rate = 1 / point.key.gpus, point.get(name)
-    repeats = {k: v * share for k, v in point.by_repeat.get(name, {}).items()}
-    return replace(point, metrics={**point.metrics, name: scaled(rate, share, rate.unit)},
+    """The point with a rate shared out over its deployment's GPUs."""
+    gpus = point.key.gpus
+    repeats = {k: v / gpus for k, v in point.by_repeat.get(name, {}).items()}
+    return replace(point, metrics={**point.metrics, name: a_gpu(point.get(name), gpus)},
                    by_repeat={**point.by_repeat, name: repeats})  # fmt: skip
+
+
+def a_gpu(rate: Quantity, gpus: int) -> Quantity:
+    """A rate of ``gpus`` GPUs as one GPU's."""
+    return scaled(rate, 1 / gpus, rate.unit)
 
 
 def _paired_values(points: Sequence[Point], name: str) -> dict[tuple[str, int], float]:

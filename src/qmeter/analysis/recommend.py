@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 
-from qmeter.analysis.compare import Relation, bounds, relation
+from qmeter.analysis.compare import Relation, bounds, counts_per_gpu, relation
 from qmeter.analysis.metrics import Better
 from qmeter.analysis.points import Deployment, Point, Ratios, SLOVerdict, per_gpu, stand
 from qmeter.record import Quantity
@@ -166,7 +166,7 @@ def recommend(
     elif left and not judged:
         caveats.append("quality is unknown for every candidate, so nothing here says what the method costs in answers")
     first = Criterion.GOODPUT if slo else Criterion.THROUGHPUT
-    if len({c.deployment.key.gpus for c in left}) > 1:  # twice the goodput of twice the GPUs is no gain
+    if counts_per_gpu(first.value, (c.deployment.key.gpus for c in left)):
         first = Criterion.PER_GPU
     order, steps = _ranked(left, [first, Criterion.ENERGY, Criterion.MEMORY, Criterion.LATENCY])
     steps = (Step(Criterion.SLO, len(found), sum(c.point is not None for c in found)), *steps)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from qmeter import catalog
-from qmeter.analysis.compare import Axis, Relation, pareto, relation
+from qmeter.analysis.compare import Axis, Relation, counts_per_gpu, pareto, relation
 from qmeter.analysis.metrics import Better
 from qmeter.analysis.paired import Cell, cell_ratios
 from qmeter.analysis.points import (
@@ -132,7 +132,7 @@ def pareto_set(deployments: list[Deployment], model: str, family: str, ratios: R
     """Who dominates whom on performance, energy a token and quality, at each deployment's best point."""
     mine = [(d, p) for d in deployments if d.key.model == model and (p := best_point(d, family)) is not None]
     performance = "goodput_hz" if any(p.slo for _, p in mine) else "throughput_tok_s"
-    shared = len({d.key.gpus for d, _ in mine}) > 1
+    shared = counts_per_gpu(performance, (d.key.gpus for d, _ in mine))
     compared = [per_gpu(p, performance) if shared else p for _, p in mine]
     wanted = (
         Axis(performance, Better.HIGHER, shared),

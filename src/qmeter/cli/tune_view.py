@@ -12,7 +12,6 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from qmeter.analysis.metrics import metric
 from qmeter.record import Quantity
 from qmeter.study.events import Event, StageStarted
 from qmeter.tune.advise import Advice, advise, shown
@@ -76,7 +75,7 @@ def front_table(tuner: Tuner, advice: Advice, most: int = 20) -> Table:
     table.add_column("")
     table.add_column("point")
     for term in tuner.tuning.objectives:
-        table.add_column(f"{metric(term.name).label}\n[dim]{escape(term.workload)}[/]", justify="right")
+        table.add_column(f"{term.label}\n[dim]{escape(term.workload)}[/]", justify="right")
     table.add_column("sure", justify="right")
     for row in advice.rows[:most]:
         s = row.standing
@@ -101,8 +100,8 @@ def _line(tuner: Tuner, proposal: Proposal, outcome: Outcome) -> Text:
     head = Text(f"{proposal.number:>4} {proposal.point.label}  ")
     if outcome.failure:
         return head + Text(f"{outcome.failure.kind}: {outcome.failure.message}", style="red")
-    parts = [f"{metric(t.name).label} {shown(outcome.values[t.key])}" for t in tuner.tuning.objectives]
+    parts = [f"{t.label} {shown(outcome.values[t.key])}" for t in tuner.tuning.objectives]
     broken = [t for t in tuner.tuning.limits
               if (v := outcome.values[t.key].value) is None or t.violation(v) > 0]  # fmt: skip
-    tail = Text(f"  breaks {', '.join(metric(t.name).label for t in broken)}", style="yellow") if broken else Text("")
+    tail = Text(f"  breaks {', '.join(t.label for t in broken)}", style="yellow") if broken else Text("")
     return head + Text(", ".join(parts), style="dim") + tail

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import qmeter
-from qmeter.analysis.metrics import metric
 from qmeter.record import Quantity
 from qmeter.report.charts import Chart, altair, growth, scatter
 from qmeter.report.numbers import shown
@@ -64,11 +63,11 @@ def _facts(tuner: Tuner) -> list[tuple[str, str]]:
 
 def _limit(term: Term) -> str:
     side = "at most" if term.better.value == "lower" else "at least"
-    return f"{metric(term.name).label} ({term.workload}) {side} {shown(Quantity.of(term.limit or 0.0, term.unit))}"
+    return f"{term.label} ({term.workload}) {side} {shown(Quantity.of(term.limit or 0.0, term.unit))}"
 
 
 def _front(tuner: Tuner, advice: Advice) -> dict[str, Any]:
-    columns = ["Point", *(f"{metric(t.name).label} ({t.workload})" for t in tuner.terms), "Sure", "Measured", "Study"]
+    columns = ["Point", *(f"{t.label} ({t.workload})" for t in tuner.terms), "Sure", "Measured", "Study"]
     rows = [
         [_label(r), *(str(shown(r.values[t.key])) for t in tuner.terms),
          f"{r.standing.chance:.0%}", f"{r.standing.measured.repeats}×", r.folder]
@@ -83,7 +82,7 @@ def _label(row: FrontRow) -> str:
 
 
 def _evaluations(tuner: Tuner) -> dict[str, Any]:
-    columns = ["#", "Point", "Why", *(f"{metric(t.name).label} ({t.workload})" for t in tuner.terms), "Seconds"]
+    columns = ["#", "Point", "Why", *(f"{t.label} ({t.workload})" for t in tuner.terms), "Seconds"]
     runs = sorted(((p, o) for e in tuner.evaluated() for p, o in e.runs), key=lambda pair: pair[0].number)
     rows = []
     for p, o in runs:
@@ -119,9 +118,9 @@ def _pair(tuner: Tuner, found: Sequence[Standing], x: Term, y: Term, looks: Sequ
             row |= {axis: value, f"{axis}_low": value if q.low is None else q.low,
                     f"{axis}_high": value if q.high is None else q.high, f"{axis}_text": str(shown(q))}  # fmt: skip
         rows.append(row)
-    titles = [f"{metric(t.name).label}, {t.unit}" if t.unit != "1" else metric(t.name).label for t in (x, y)]
+    titles = [f"{t.label}, {t.unit}" if t.unit != "1" else t.label for t in (x, y)]
     name = f"{x.name}-{y.name}".replace(".", "-")
-    return Chart(name, f"{metric(y.name).label} against {metric(x.name).label}",
+    return Chart(name, f"{y.label} against {x.label}",
                  "Filled: on the front over all objectives together. Hollow: dominated, or breaks a limit.",
                  scatter(rows, looks, *titles), rows, f"{y.name} against {x.name} of every measured point")  # fmt: skip
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qmeter.analysis.metrics import metric
 from qmeter.record import Quantity
 from qmeter.tune.noise import ENOUGH, Noise, Standing
 from qmeter.tune.problem import Term
@@ -156,7 +155,7 @@ def _caveats(tuner: Tuner, noise: Noise, unsettled: Sequence[Standing]) -> tuple
 
 
 def _named(term: Term) -> str:
-    return f"{metric(term.name).label} ({term.workload})"
+    return f"{term.label} ({term.workload})"
 
 
 def _value(term: Term, loss: float) -> str:

@@ -192,6 +192,8 @@ def screen(
                     loads[key] = load_of(schedules[w.name], rules)
                 values = quick(calibration, w, schedules[w.name], load=loads[key])
                 found |= {f"{name}@{w.name}": v for name, v in values.items()}
+            gpus = tuning.gpus(point)
+            found |= {t.key: found[t.whole] / gpus for t in terms if t.per_gpu and t.whole in found}
         except AnalysisError:
             continue
         out[point] = {t.key: found[t.key] for t in terms if t.key in found}

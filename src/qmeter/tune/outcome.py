@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
+from qmeter.analysis.points import a_gpu
 from qmeter.record import CellStatus, Quantity, Reason, Record
 from qmeter.tune.journal import Outcome
 from qmeter.tune.problem import Term
@@ -23,6 +25,19 @@ def outcome_of(records: Sequence[Record], terms: Sequence[Term], repeat: int, se
 
 def value_of(record: Record | None, term: Term) -> Quantity:
     """A term's quantity in a record; unknown, with the reason, where it has none."""
+    found = _whole(record, term)
+    if record is None or not term.per_gpu:
+        return found
+    return a_gpu(found, math.prod(int(v) for v in record.cell["deployment"]["parallelism"].values()))
+
+
+def with_shares(values: Mapping[str, Quantity], terms: Sequence[Term], gpus: int) -> Mapping[str, Quantity]:
+    """The values with those a GPU that a journal from before terms counted a GPU lacks."""
+    lacking = {t.key: t.whole for t in terms if t.per_gpu and t.key not in values and t.whole in values}
+    return {**values, **{key: a_gpu(values[whole], gpus) for key, whole in lacking.items()}}
+
+
+def _whole(record: Record | None, term: Term) -> Quantity:
     if record is None:
         return Quantity.unknown(term.unit, f"no record of the workload {term.workload}")
     if term.name == "weight_bytes":

@@ -31,17 +31,29 @@ class Term:
         name: of the quantity, as records have it; workload: whose.
         better: which way is better.
         limit: what it must keep (a constraint, or an objective with a bound), in the quantity's unit; ``None``: none.
+        per_gpu: whether it counts a GPU of the deployment's (:func:`qmeter.analysis.compare.counts_per_gpu`).
     """
 
     name: str
     workload: str
     better: Better
     limit: float | None = None
+    per_gpu: bool = False
 
     @property
     def key(self) -> str:
-        """``name@workload``."""
+        """``name@workload``, where it counts a GPU ``name_per_gpu@workload``."""
+        return f"{self.name}{'_per_gpu' if self.per_gpu else ''}@{self.workload}"
+
+    @property
+    def whole(self) -> str:
+        """The key of the whole deployment's quantity."""
         return f"{self.name}@{self.workload}"
+
+    @property
+    def label(self) -> str:
+        """For people, without the workload."""
+        return metric(self.name).label + (" a GPU" if self.per_gpu else "")
 
     @property
     def unit(self) -> str:

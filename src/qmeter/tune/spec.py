@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ import yaml
 from pydantic import Field
 
 from qmeter import catalog
+from qmeter.analysis.compare import counts_per_gpu
 from qmeter.analysis.metrics import METRICS, Better
 from qmeter.errors import SpecError
 from qmeter.spec.document import Document, Fault, YamlPath, read_document
@@ -119,6 +121,10 @@ class Tuning:
         tp, pp, dp = (int(point.get(a) or getattr(self.base.parallelism[0], a)) for a in PARALLEL)
         return tp, pp, dp
 
+    def gpus(self, point: Point) -> int:
+        """Devices that it takes."""
+        return math.prod(self.degrees(point))
+
     def study(self, point: Point, repeat: int) -> Study:
         """The study that measures one repeat of a point, and nothing else: what the runner is given."""
         options = dict(self.base.engines[0].options) | {
@@ -185,7 +191,15 @@ def load_tune_text(text: str, name: str, folder: Path) -> Tuning:
     space = Space(spec.space, catalog.model(base.models[0].shape), base.engines[0].name)
     _refuse(document, _space_faults(space))
     objectives, limits = terms
-    return Tuning(spec, base, space, objectives, limits)
+    made = Tuning(spec, base, space, objectives, limits)
+    gpus = {made.gpus(p) for p in space.points}
+    return replace(made, objectives=tuple(_compared(o, gpus) for o in objectives))
+
+
+def _compared(objective: Term, gpus: set[int]) -> Term:
+    """An objective as the front compares it; its limit stays the whole deployment's, among the limits."""
+    each = counts_per_gpu(objective.name, gpus)
+    return replace(objective, per_gpu=True, limit=None) if each else objective
 
 
 def _refuse(document: Document, faults: list[Fault]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qmeter.errors import IncompatibleRecords
@@ -11,6 +11,7 @@ from qmeter.record import Quantity
 from qmeter.tune.feasibility import Feasibility
 from qmeter.tune.journal import Outcome, Proposal, SearchJournal
 from qmeter.tune.noise import Noise, Standing, standings, undecided
+from qmeter.tune.outcome import with_shares
 from qmeter.tune.problem import Problem, Seen, Term
 from qmeter.tune.samplers.base import make
 from qmeter.tune.space import Point
@@ -59,16 +60,23 @@ class Tuner:
         self._replay()
 
     def _replay(self) -> None:
-        for proposal, outcome in self._journal.read():
+        for proposal, told in self._journal.read():
             if proposal.point not in self.tuning.space.row:
                 raise IncompatibleRecords(f"{self._journal.path}: {proposal.point.label} is not in the space",
                                           hint="the tune file was changed: search into a new folder")  # fmt: skip
+            outcome = self._with_shares(proposal, told)
             if proposal.repeat == 0 and not self._is_reference(proposal):
                 self._bring_back(proposal.point)
             self._entries.append((proposal, outcome))
             self._count(proposal)
             if outcome is not None:
                 self._learn(proposal, outcome)
+
+    def _with_shares(self, proposal: Proposal, outcome: Outcome | None) -> Outcome | None:
+        if outcome is None:
+            return None
+        gpus = self.tuning.gpus(proposal.point)
+        return replace(outcome, values=with_shares(outcome.values, self.terms, gpus))
 
     def _bring_back(self, point: Point) -> None:
         """Let the sampler ask again until it has come to ``point``; one that asks for another goes on from there."""
