@@ -27,6 +27,11 @@ def test_the_queue_is_its_recursion():
         out = max(out, at) + 1e-4 * n
         known.append(out)
     np.testing.assert_allclose(queue(ends, sequences.astype(float), 1e-4), known, rtol=0, atol=1e-12)
+    taken, out, known = np.sort(rng.uniform(0, ends[-1], 200)), 0.0, []
+    for at, cost in sorted([*((t, 7e-4) for t in taken), *zip(ends, 1e-4 * sequences, strict=True)]):
+        out = max(out, at) + cost
+        known += [out] if at in ends else []
+    np.testing.assert_allclose(queue(ends, sequences.astype(float), 1e-4, taken, 7e-4), known, rtol=0, atol=1e-12)
 
 
 def test_the_simulator_sends_tokens_on_by_the_queue_that_is_fitted():
@@ -113,6 +118,20 @@ def test_its_times_are_found_in_records():
     light, light_tables = measured(workload({"kind": "poisson", "rate": "1/s"}, 6.0), model=true)
     only = [Seen(light.cell["workload"], light_tables, observed_steps(light_tables))]
     assert input_cost(only, "openvino", 0.0) == 0.0 < input_cost(only, "vllm", 0.0)
+
+
+@pytest.mark.parametrize("input_each_s", [1e-3, 2e-3])
+def test_a_front_end_full_of_requests_is_not_taken_for_slow_outputs(input_each_s):
+    """GIVEN answers of 10 tokens and a request's time like theirs WHEN it is always busy THEN a token's time shows."""
+    from dataclasses import replace
+
+    short = {"prompt_tokens": {"kind": "uniform", "low": 20, "high": 60},
+             "output_tokens": {"kind": "uniform", "low": 4, "high": 16}}  # fmt: skip
+    true = replace(truth(noise=0.0), output_seq_s=2e-4, input_each_s=input_each_s, input_s=0.001)
+    record, tables = measured(workload({"kind": "closed", "concurrency": 48}, 6.0, **short), model=true)
+    seen = [Seen(record.cell["workload"], tables, observed_steps(tables))]
+    assert output_delay(seen, 0.001, input_each_s)[1] == pytest.approx(2e-4, rel=0.1)
+    assert abs(output_delay(seen)[1] / 2e-4 - 1) > 0.2, "without them it is not: that is what they are passed for"
 
 
 def test_mooncakes_hashes_are_prefix_hits(tmp_path):

@@ -71,9 +71,9 @@ def calibrate(records: Sequence[Record], tables: Tables, *, draws: int = DRAWS, 
     power = _power(cells, draws, seed)
     seen = [Seen(c.record.cell["workload"], c.tables, c.steps) for c in cells]
     decode, mixed = _noise(cells, steps, fit.ratios, rules.async_scheduling)
-    output_s, output_seq_s = output_delay(seen)
     input_s = input_delay(seen)
     input_each_s = min(input_s, input_cost(seen, engine["name"], input_s))
+    output_s, output_seq_s = output_delay(seen, input_s - input_each_s, input_each_s)
     return Calibration(
         deployment=_named(used[0]),
         effective=effective.model_dump(mode="json"),

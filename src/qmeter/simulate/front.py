@@ -33,35 +33,54 @@ class Seen:
     steps: Observed
 
 
-def queue(end_s: F64, sequences: F64, each_s: float) -> F64:
-    """When a queue that takes ``each_s`` a sequence is done with each step's outputs. Shape (steps,)."""
-    work = np.cumsum(each_s * sequences)
-    return np.asarray(work + np.maximum.accumulate(end_s - (work - each_s * sequences)), dtype=np.float64)
+def queue(end_s: F64, sequences: F64, each_s: float, taken_s: F64 | None = None, input_each_s: float = 0.0) -> F64:
+    """When a queue that takes ``each_s`` a sequence is done with each step's outputs. Shape (steps,).
+
+    Args:
+        end_s: when the outputs reach it, in order; taken_s: when requests do, each of which takes ``input_each_s``.
+            Both are served in order of arrival.
+    """
+    taken = np.empty(0) if taken_s is None else taken_s
+    at = np.concatenate([taken, end_s])
+    order = np.argsort(at, kind="stable")
+    cost = np.concatenate([np.full(len(taken), input_each_s), each_s * sequences])[order]
+    work = np.cumsum(cost)
+    done = np.empty(len(at))
+    done[order] = work + np.maximum.accumulate(at[order] - (work - cost))
+    return done[len(taken) :]
 
 
 @dataclass(frozen=True)
 class _Stamps:
-    """Tokens of one cell: the step that gave each, and when the client had it; with the steps' ends and sequences."""
+    """Tokens of one cell: the step that gave each, and when the client had it; with the steps' ends and sequences.
+
+    ``taken_s``: when requests reached the front end, which is busy with each for ``input_each_s``.
+    """
 
     at: NDArray[np.int64]
     stamp_s: F64
     end_s: F64
     sequences: F64
+    taken_s: F64
+    input_each_s: float
 
     def beyond(self, each_s: float) -> F64:
         """What the client's stamps are later than the queue's."""
-        return np.asarray(self.stamp_s - queue(self.end_s, self.sequences, each_s)[self.at], dtype=np.float64)
+        done = queue(self.end_s, self.sequences, each_s, self.taken_s, self.input_each_s)
+        return np.asarray(self.stamp_s - done[self.at], dtype=np.float64)
 
 
-def output_delay(cells: Sequence[Seen]) -> tuple[float, float]:
+def output_delay(cells: Sequence[Seen], input_s: float = 0.0, input_each_s: float = 0.0) -> tuple[float, float]:
     """From a step's result to the client's stamp: a constant, and the front end's time a token. Units: s.
+
+    Requests are in the same queue: they reach it ``input_s`` after they were sent, and take ``input_each_s`` each.
 
     The time a token is the one for which a queue explains first and last tokens best, cells counting by their mean
     batch, since it is large batches that make the queue; the constant is the median over cells of what it leaves.
     """
     firsts, lasts = [], []
     for cell in cells:
-        first, last = _stamps(cell)
+        first, last = _stamps(cell, input_s, input_each_s)
         firsts.append(first)
         lasts += [last] if len(last.at) >= 5 else []
     usable = [f for f in firsts if len(f.at) >= 5]
@@ -80,18 +99,19 @@ def output_delay(cells: Sequence[Seen]) -> tuple[float, float]:
     return max(0.0, constant), best
 
 
-def _stamps(cell: Seen) -> tuple[_Stamps, _Stamps]:
+def _stamps(cell: Seen, input_s: float, input_each_s: float) -> tuple[_Stamps, _Stamps]:
     s, r = cell.steps, cell.tables.requests
+    taken = (np.sort(r.sent_s[np.isfinite(r.sent_s)]) + input_s, input_each_s)
     rows, at = prefill_steps(cell.tables, s.prefill, s.end_s)
     sequences = (s.decodes + s.chunks).astype(np.float64)
     delay = r.first_token_s[rows] - s.end_s[at]
     keep = (delay > 0) & (delay < 5.0)
-    first = _Stamps(at[keep], r.first_token_s[rows][keep], s.end_s, sequences)
+    first = _Stamps(at[keep], r.first_token_s[rows][keep], s.end_s, sequences, *taken)
     then = at + np.where(r.output_tokens > 0, r.output_tokens, 1)[rows] - 1
     good = keep & (then < len(s)) & np.isfinite(r.last_token_s[rows])
     delay = r.last_token_s[rows] - s.end_s[np.minimum(then, len(s) - 1)]
     good &= (delay > 0) & (delay < 10.0)
-    return first, _Stamps(then[good], r.last_token_s[rows][good], s.end_s, sequences)
+    return first, _Stamps(then[good], r.last_token_s[rows][good], s.end_s, sequences, *taken)
 
 
 def input_cost(cells: Sequence[Seen], engine: str, delay_s: float) -> float:
