@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from statistics import median
 
+from qmeter import catalog
 from qmeter.analysis.points import device_of
 from qmeter.engines.table import Gpus, traits
 from qmeter.errors import QMeterError
@@ -17,16 +18,19 @@ AROUND_S = 6.0
 """Idle baseline, warm-up requests and teardown of a deployment, as seen in ``h200-8b-grid``. Units: s."""
 QUALITY_S = 15.0
 """Fidelity, where it is scored. Units: s; an estimate."""
-TAIL_S = {"open": 2.0, "closed": 10.0}
-"""From the window's end until the last request is done and the record written, as seen there. Units: s."""
+TAIL_S, TAIL_A_REQUEST_S, LONGEST_TAIL_S = 2.0, 0.06, 10.0
+"""From the window's end until the last request is done and the record written, more for each request that a closed loop
+keeps in flight; as the H200 profiles' medians say (1.4 s open and at 4 in flight, 7 s at 96, 9 s at 256). Units: s."""
+FIRST = "first start of a lease"
 SEVERAL_GPUS_S, GIB_S = 15.0, 0.5
 """More for a start on several GPUs, and for each GiB of weights a GPU: estimates, not measured. Units: s."""
 
 
 def cell_s(workload: WorkloadSpec) -> float:
     """Warm-up, window and what follows until the next cell can begin. Units: s."""
-    closed = workload.arrivals.kind == "closed"
-    return workload.warmup + workload.window + min(workload.drain, TAIL_S["closed" if closed else "open"])
+    arrivals = workload.arrivals
+    tail = TAIL_S + (TAIL_A_REQUEST_S * arrivals.concurrency if arrivals.kind == "closed" else 0.0)
+    return workload.warmup + workload.window + min(workload.drain, tail, LONGEST_TAIL_S)
 
 
 def measured_s(workload: WorkloadSpec) -> float:
@@ -47,16 +51,35 @@ def start_s(
     row = traits(deployment.engine.name)
     times = _measured().get(_key(deployment), {})
     alike = times.get((device or "", deployment.placement.value)) or times.get((device or "", "alone"))
+    if not times and (near := _of_nearest_shape(deployment, device)):
+        return (max(near, row.cold_start_s), FIRST) if first else (near, "measured with another model")
     if times:
         found = median(alike or [t for several in times.values() for t in several])
         longest = max(found, row.cold_start_s) if first else found
         source = "measured in a profile" if alike else "measured on another device"
-        return longest, "first start of a lease" if longest > found else source
+        return longest, FIRST if longest > found else source
     base = row.cold_start_s if first else row.start_s
     if row.gpus is not Gpus.AS_MANY_AS_ASKED:
         return base, "estimate"
     several = SEVERAL_GPUS_S if deployment.parallelism.devices > 1 else 0.0
     return base + several + GIB_S * (weights_bytes or 0.0) / 2**30, "estimate"
+
+
+def _of_nearest_shape(deployment: Deployment, device: str | None) -> float | None:
+    """Median start of the same method and degrees on this device, of the shape whose number of layers is nearest.
+
+    Tracing and compiling are most of a start and grow with the layers. Units: s.
+    """
+    if deployment.model.shape is None or not device:
+        return None
+    engine, shape, method, degrees = _key(deployment)
+    layers = catalog.model(shape).layers
+    near = [
+        (abs(catalog.model(key[1]).layers - layers), times[(device, "alone")])
+        for key, times in _measured().items()
+        if (key[0], key[2], key[3]) == (engine, method, degrees) and (device, "alone") in times
+    ]
+    return median(min(near)[1]) if near else None
 
 
 Key = tuple[str, str, str, tuple[int, int, int]]
