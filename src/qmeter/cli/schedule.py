@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +36,7 @@ def schedule(
     """
     spec = load_spec(spec_file)
     console = Console(stderr=as_json)
-    with console.status("reading records") as status:
+    with _solver_noise_to_stderr() if as_json else nullcontext(), console.status("reading records") as status:
         answer = solve(spec, lambda text: status.update(text))
     folder = out or Path(f"{spec.name}-schedule")
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,6 +49,19 @@ def schedule(
     console.print(f"schedule {file}: qmeter serve-schedule {file} --check", soft_wrap=True, highlight=False)
     if page:
         console.print(f"report {page}", soft_wrap=True, highlight=False)
+
+
+@contextmanager
+def _solver_noise_to_stderr() -> Iterator[None]:
+    """HiGHS writes a line to the process's standard output where it repairs a solution: no part of our JSON."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _print(answer: Answer, console: Console) -> None:

@@ -57,7 +57,7 @@ def evaluate(spec: ScheduleSpec, choice: Choice, day: Day, course: Course) -> Ou
     kind_of = routed(course, day, len(kinds), late_s)
     fleet = _fleet(kinds, course)
     input_s = np.array([k.offer.calibration.input_s for k in kinds])[kind_of]
-    arrival = day.at_s + input_s
+    arrival = _awaited(course, day, kind_of, day.at_s + input_s, late_s)
     order = np.argsort(arrival, kind="stable")
     load = SimLoad(arrival[order], day.prompt[order], day.output[order])
     result = run_fleet(fleet, load, kind_of[order])
@@ -79,6 +79,13 @@ def evaluate(spec: ScheduleSpec, choice: Choice, day: Day, course: Course) -> Ou
         tuple(float((kind_of == k).mean()) for k in range(len(kinds))),
         float(np.nanquantile(ttft, 0.99)), float(np.nanquantile(tpot, 0.99)),
     )  # fmt: skip
+
+
+def _awaited(course: Course, day: Day, kind_of: I64, arrival_s: F64, late_s: float) -> F64:
+    """Arrivals, where a kind's first replica is ready only milliseconds after them: then, as a router would wait."""
+    row = np.searchsorted(course.at_s, day.at_s + late_s, side="right") - 1
+    fresh = (row > 0) & (course.n[np.maximum(row - 1, 0), kind_of] == 0)
+    return np.where(fresh, np.maximum(arrival_s, course.at_s[row] + 1e-6), arrival_s)
 
 
 def routed(course: Course, day: Day, kinds: int, late_s: float = 0.0) -> I64:

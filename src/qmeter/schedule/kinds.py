@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,7 @@ BANDS = (0.0, 0.06, 0.3, 1.0)
 nearly as much with one sequence as with many."""
 
 CURVE_REQUESTS = 3000
+MOST_DRAW = 3.0
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,9 @@ class Kind:
     Attributes:
         name: method, and power cap where there is one: unique.
         capacity_hz: requests a second of each class that one replica sustains at the SLO, shape (classes,).
-        power_w: mean power of a replica at each edge of :data:`BANDS`, idle time included.
+        power_w: mean power of a replica at each edge of :data:`BANDS`, idle time included, under the mix of classes.
+        draw: for each class, how much its utilisation counts where power is looked up: 1 draws like the mix, less where
+            long prompts fill a replica that decodes little. Empty: 1 for each.
         load_s, load_j: of a start.
         quality: metric → the interval's worse end.
         power_cap_w: a GPU.
@@ -59,6 +63,23 @@ class Kind:
     load_j: float
     quality: Mapping[str, float]
     power_cap_w: float | None = None
+    draw: tuple[float, ...] = ()
+
+    @property
+    def work(self) -> F64:
+        """Utilisation that one request a second of each class is, as power is looked up, shape (classes,)."""
+        weight = self.draw or (1.0,) * len(self.capacity_hz)
+        return np.array([w / r if r > 0 else 0.0 for w, r in zip(weight, self.capacity_hz, strict=True)])
+
+    @property
+    def top(self) -> float:
+        """The last band's end: the most that a full replica's work can count. At least 1."""
+        return max((1.0, *self.draw))
+
+    def watts(self, work: F64) -> F64:
+        """Mean power of a replica at so much work; the last band goes on beyond its end. Units: W."""
+        slope = (self.power_w[-1] - self.power_w[-2]) / (BANDS[-1] - BANDS[-2])
+        return np.asarray(np.interp(work, BANDS, self.power_w) + slope * np.maximum(work - BANDS[-1], 0.0))
 
     @property
     def device(self) -> str:
@@ -114,7 +135,9 @@ def choose(spec: ScheduleSpec, say: Callable[[str], None] = lambda _: None, prec
         together = _sustained(spec, offer, both, precision, curve=False)
         notes += [f"beyond the calibration: {n}" for n in together.notes if f"beyond the calibration: {n}" not in notes]
         full_hz = together.rate_hz.value or 0.0
-        kinds.append(_kind(spec, name, offer, cap, rates, full_hz, _power(spec, offer, both, full_hz), notes))
+        power = _power(spec, offer, both, full_hz)
+        kind = _kind(spec, name, offer, cap, rates, full_hz, power, notes)
+        kinds.append(replace(kind, draw=tuple(map(partial(_draw, spec, kind), loads, kind.capacity_hz))))
     for i in range(len(spec.classes)):
         if not any(k.capacity_hz[i] > 0 for k in kinds):
             said = "; ".join(dict.fromkeys(w[i] for w in why.values())) or "no deployment keeps it"
@@ -229,6 +252,17 @@ def _power(spec: ScheduleSpec, offer: Offer, mix: Mix, full_hz: float) -> tuple[
     return (idle, *(pool.serve(requests, full_hz * f).power_w for f in BANDS[1:]))
 
 
+def _draw(spec: ScheduleSpec, kind: Kind, one: ClassLoad, full_hz: float) -> float:
+    """By how much the class's utilisation must be multiplied for the mix's power curve to give its power: the median
+    over the bands' edges."""
+    if full_hz <= 0 or len(spec.classes) == 1:
+        return 1.0
+    own = _power(spec, kind.offer, Mix((one,)), full_hz)
+    work = np.linspace(0.0, MOST_DRAW, 1501)
+    same = np.interp(own[1:], np.maximum.accumulate(kind.watts(work)), work)
+    return float(np.median(same / np.array(BANDS[1:])))
+
+
 def _kind(spec: ScheduleSpec, name: str, offer: Offer, cap: float | None, rates: list[float], together: float,
           power: tuple[float, ...], notes: list[str]) -> Kind:  # fmt: skip
     if offer.idle_w.value is None:
@@ -260,9 +294,10 @@ def _useful(kinds: list[Kind], spec: ScheduleSpec, notes: list[str]) -> list[Kin
         if a.device != b.device or a.devices > b.devices:
             return False
         better = all(x >= y for x, y in zip(a.capacity_hz, b.capacity_hz, strict=True))
-        ratio = min((y / x for x, y in zip(a.capacity_hz, b.capacity_hz, strict=True) if x > 0), default=1.0)
-        work = [f * ratio for f in BANDS]
-        cheaper = all(float(np.interp(w, BANDS, a.power_w)) <= p for w, p in zip(work, b.power_w, strict=True))
+        cheaper = all(
+            float(a.watts(np.array(f * y * wa))) <= float(b.watts(np.array(f * y * wb)))
+            for y, wa, wb in zip(b.capacity_hz, a.work, b.work, strict=True) if y > 0 for f in BANDS
+        )  # fmt: skip
         finer = all(
             a.quality[n] <= b.quality[n] if lower_is_better(n) else a.quality[n] >= b.quality[n] for n in needed
         )

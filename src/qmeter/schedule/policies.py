@@ -1,9 +1,8 @@
-"""Four ways through the day: static peak, reactive autoscaling, the rolling-horizon schedule, the clairvoyant one."""
+"""What the schedule stands beside: static peak, reactive autoscaling, the clairvoyant optimum; and the written plan."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,19 +10,18 @@ from numpy.typing import NDArray
 
 from qmeter.capacity import lower_is_better
 from qmeter.errors import SpecError
-from qmeter.schedule.day import Day, forecast, rate_at
-from qmeter.schedule.kinds import Choice, Kind
+from qmeter.schedule.columns import Prices, optimise_day
+from qmeter.schedule.day import Day, rate_at
+from qmeter.schedule.kinds import Choice
 from qmeter.schedule.milp import GAP, Infeasible, Problem, Solution, optimise
 from qmeter.schedule.spec import DAY_S, ScheduleSpec
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
-ROLLING_WHOLE = 3
-"""Slots ahead whose replicas the rolling schedule takes whole; later ones may be fractions."""
-SEEN_MARGIN = 1.05
-"""Corrections inside a slot keep this much room above the load of the last five minutes."""
-ROLLING_GAP, ROLLING_NODES = 0.003, 400
+CONSTANT_NODES = 20_000
+LIKE_SLOTS = 4
+"""Kinds of slot, by load, that the constant fleet's energy is summed over."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +52,25 @@ def slot_times(spec: ScheduleSpec) -> F64:
 
 def static_peak(spec: ScheduleSpec, choice: Choice, day: Day) -> Course:
     """The cheapest constant fleet, of any mix of kinds, that holds the day's peak and keeps the floors."""
-    peak = np.repeat(day.peak_hz.max(axis=1, keepdims=True), spec.slots, axis=1)
-    solution = _asked(spec, Problem(spec, choice.kinds, choice.off_w, day.mean_hz, peak, constant=True))
+    mean, length_s = _like_slots(spec, day)
+    peak = np.repeat(day.peak_hz.max(axis=1, keepdims=True), mean.shape[1], axis=1)
+    problem = Problem(spec, choice.kinds, choice.off_w, mean, peak, length_s=length_s, constant=True)
+    solution = _asked(spec, problem)
     return Course("static", "static peak", np.zeros(1), solution.n[:1], solution.shares[:1], solution)
 
 
-def clairvoyant(spec: ScheduleSpec, choice: Choice, day: Day, gap: float = GAP) -> Course:
-    """The optimum over the whole day with its true rates."""
+def _like_slots(spec: ScheduleSpec, day: Day) -> tuple[F64, F64]:
+    """Mean rates and summed lengths of slots of like load, joined, since the constant fleet does the same in all."""
+    order = np.argsort((day.mean_hz / day.mean_hz.mean(axis=1, keepdims=True).clip(1e-9)).sum(axis=0))
+    parts = np.array_split(order, min(LIKE_SLOTS, spec.slots))
+    mean = np.array([day.mean_hz[:, own].mean(axis=1) for own in parts]).T
+    return mean, np.array([len(own) * spec.slot for own in parts])
+
+
+def clairvoyant(spec: ScheduleSpec, choice: Choice, day: Day, guess: Prices | None = None) -> Course:
+    """The optimum over the whole day with its true rates. ``guess``: what quality is worth on a day like this one."""
     problem = Problem(spec, choice.kinds, choice.off_w, day.mean_hz, day.peak_hz)
-    solution = _asked(spec, problem, gap)
+    solution = _asked(spec, problem, guess)
     times = slot_times(spec)
     return Course("clairvoyant", "clairvoyant optimum", times, solution.n, solution.shares, solution, gap=solution.gap)
 
@@ -75,106 +83,13 @@ def planned(spec: ScheduleSpec, choice: Choice, day: Day) -> Course:
     t = (np.arange(spec.slots * 12) + 0.5) * DAY_S / (spec.slots * 12)
     mean = np.array([rate_at(c, t).reshape(spec.slots, 12).mean(axis=1) for c in spec.classes])
     rise = np.median(day.peak_hz / np.maximum(day.mean_hz, 1e-9), axis=1)[:, None]
-    problem = Problem(spec, choice.kinds, choice.off_w, mean, mean * rise * _margin(spec))
+    margin = math.exp(spec.forecast.margin * spec.forecast.error)
+    problem = Problem(spec, choice.kinds, choice.off_w, mean, mean * rise * margin)
     try:
-        solution = optimise(problem)
+        solution = optimise_day(problem)
     except Infeasible:
         solution = _asked(spec, replace(problem, peak_hz=mean * rise))
     return Course("planned", "planned from the forecast", slot_times(spec), solution.n, solution.shares, solution)
-
-
-def rolling(spec: ScheduleSpec, choice: Choice, day: Day, seed: int, tick: Callable[[int], None] = lambda _: None
-            ) -> Course:  # fmt: skip
-    """Each slot: forecast what is left of the day, optimise over it, carry the first slot out, correct its counts.
-
-    The quality already served is banked, so that the floors hold over the day. Capacity is planned for the forecast
-    with its margin, and only for what the fleet can hold.
-    """
-    rng = np.random.default_rng((seed, 77))
-    before: I64 | None = None
-    banked: dict[tuple[int, str], float] = {}
-    at, n, shares, gaps = [], [], [], [0.0]
-    horizon = spec.slots if spec.forecast.horizon is None else max(1, math.ceil(spec.forecast.horizon / spec.slot))
-    fine = day.fine_hz.shape[1] // spec.slots
-    for t in range(spec.slots):
-        error = forecast(spec, day.mean_hz, t, rng)
-        ahead = slice(t, min(t + horizon, spec.slots))
-        mean, peak = day.mean_hz[:, ahead] * error[:, ahead], day.peak_hz[:, ahead] * error[:, ahead]
-        solution = _step(spec, choice, mean, peak, _margin(spec), before, banked)
-        for since_s, count in _corrected(spec, choice, solution, day.fine_hz[:, t * fine : (t + 1) * fine]):
-            at.append(t * spec.slot + since_s)
-            n.append(count)
-            shares.append(solution.shares[0])
-        gaps.append(solution.gap)
-        before = n[-1]
-        _bank(spec, choice.kinds, banked, day.mean_hz[:, t], solution.shares[0])
-        tick(t)
-    return Course("schedule", "rolling schedule", np.array(at), np.array(n), np.array(shares), gap=max(gaps))
-
-
-def _corrected(spec: ScheduleSpec, choice: Choice, solution: Solution, seen_hz: F64) -> list[tuple[float, I64]]:
-    """``(seconds into the slot, replicas)``: the plan's count, corrected each five minutes by the load that was seen.
-
-    Up at once (ready after the start's time), down after two looks in a row; shares stay as planned. A kind that serves
-    nothing is left as it is.
-    """
-    kinds, count = choice.kinds, solution.n[0].copy()
-    out, low = [(0.0, count.copy())], np.zeros(len(kinds), dtype=np.int64)
-    inverse = np.array([[1 / r if r > 0 else 0.0 for r in k.capacity_hz] for k in kinds])
-    for look in range(1, seen_hz.shape[1]):
-        work = (solution.shares[0] * seen_hz[:, look - 1][:, None] * inverse.T).sum(axis=0)
-        want = np.where(work > 0, np.ceil(work * SEEN_MARGIN / spec.headroom), count).astype(np.int64)
-        low = np.where(want < count, low + 1, 0)
-        new = np.where((want < count) & (low < 2), count, want)
-        new = np.where((want < count) & (low >= 2), np.maximum(want, 1), new)
-        new = _within(spec, kinds, count, new)
-        if (new != count).any():
-            wait_s = max((kinds[k].load_s for k in np.flatnonzero(new > count)), default=0.0)
-            at_s = look * spec.slot / seen_hz.shape[1] + wait_s
-            if at_s < spec.slot and at_s > out[-1][0]:
-                out.append((at_s, new.copy()))
-                count = new
-    return out
-
-
-def _within(spec: ScheduleSpec, kinds: tuple[Kind, ...], count: I64, new: I64) -> I64:
-    """``new`` as far as the devices go: additions that do not fit are left out."""
-    for device, fleet in spec.fleet.items():
-        own = [k for k, kind in enumerate(kinds) if kind.device == device]
-        while sum(int(max(new[k], count[k])) * kinds[k].devices for k in own) > fleet.count:
-            added = [k for k in own if new[k] > count[k]]
-            if not added:
-                break
-            new[added[-1]] -= 1
-    return new
-
-
-def _step(spec: ScheduleSpec, choice: Choice, mean: F64, peak: F64, margin: float, before: I64 | None,
-          banked: dict[tuple[int, str], float]) -> Solution:  # fmt: skip
-    """One decision; where the fleet cannot hold the forecast with its margin, with less of it, down to what it can."""
-    top = np.ones(peak.shape)
-    for share in (1.0, 0.5, 0.0, -0.1, -0.25, -0.5):
-        factor = top * (1 + (margin - 1) * share) if share >= 0 else top * (1 + share)
-        problem = Problem(spec, choice.kinds, choice.off_w, np.minimum(mean, peak * factor), peak * factor, before,
-                          dict(banked), whole=ROLLING_WHOLE)  # fmt: skip
-        try:
-            return optimise(problem, ROLLING_GAP, nodes=ROLLING_NODES)
-        except Infeasible:
-            continue
-    raise SpecError("the fleet cannot hold half of the load forecast", hint="raise fleet counts")
-
-
-def _bank(spec: ScheduleSpec, kinds: tuple[Kind, ...], banked: dict[tuple[int, str], float], mean_hz: F64, shares: F64
-          ) -> None:  # fmt: skip
-    for c, one in enumerate(spec.classes):
-        for name, floor in one.quality.items():
-            sign = -1.0 if lower_is_better(name) else 1.0
-            served = sum(shares[c, k] * sign * (kind.quality[name] - floor) for k, kind in enumerate(kinds))
-            banked[c, name] = banked.get((c, name), 0.0) + float(served * mean_hz[c]) * spec.slot
-
-
-def _margin(spec: ScheduleSpec) -> float:
-    return math.exp(spec.forecast.margin * spec.forecast.error)
 
 
 def reactive(spec: ScheduleSpec, choice: Choice, day: Day) -> Course:
@@ -227,7 +142,7 @@ def _one_kind(spec: ScheduleSpec, choice: Choice, day: Day) -> int | None:
             if all(r > 0 for r in kind.capacity_hz):
                 try:
                     problem = Problem(spec, (kind,), choice.off_w, day.mean_hz, day.peak_hz)
-                    found.append((optimise(problem, 0.02).energy_j, k))
+                    found.append((optimise_day(problem, 0.01).energy_j, k))
                 except Infeasible:
                     continue
     return min(found)[1] if found else None
@@ -246,14 +161,14 @@ def _scaled_mix(spec: ScheduleSpec, choice: Choice, day: Day) -> Course:
     return Course("reactive", "reactive scaling of the static mix", times, n, shares)
 
 
-def _asked(spec: ScheduleSpec, problem: Problem, gap: float = GAP) -> Solution:
+def _asked(spec: ScheduleSpec, problem: Problem, guess: Prices | None = None) -> Solution:
     """Solve it, or say which promise the fleet cannot keep, and what would.
 
     Raises:
         SpecError: with the field and the way out.
     """
     try:
-        return optimise(problem, gap)
+        return optimise(problem, GAP, CONSTANT_NODES) if problem.constant else optimise_day(problem, GAP, guess)
     except Infeasible:
         pass
     worst = int(problem.peak_hz.sum(axis=0).argmax())

@@ -14,10 +14,13 @@ from qmeter.capacity import Precision
 from qmeter.errors import SpecError
 from qmeter.record import Quantity
 from qmeter.schedule import policies
+from qmeter.schedule.columns import Prices, optimise_day, plan_day
 from qmeter.schedule.day import Day, make_day
 from qmeter.schedule.evaluate import Outcome, evaluate
-from qmeter.schedule.kinds import BANDS, Choice, choose
+from qmeter.schedule.kinds import Choice, choose
+from qmeter.schedule.milp import Infeasible, Problem
 from qmeter.schedule.policies import Course
+from qmeter.schedule.rolling import rolling
 from qmeter.schedule.spec import DAY_S, ScheduleSpec
 
 F64 = NDArray[np.float64]
@@ -83,7 +86,8 @@ def solve(spec: ScheduleSpec, say: Callable[[str], None] = lambda _: None, preci
     """
     began = time.perf_counter()
     choice = choose(spec, say, precision)
-    spec = _tightened(spec, choice, say)
+    history = make_day(spec, spec.seed + YESTERDAY, choice.longest_tokens)
+    spec, guess = _tightened(spec, choice, history, say)
     days: list[Day] = []
     outcomes: dict[str, list[Outcome]] = {name: [] for name in NAMES}
     plan: Course | None = None
@@ -93,7 +97,7 @@ def solve(spec: ScheduleSpec, say: Callable[[str], None] = lambda _: None, preci
         day = make_day(spec, seed, choice.longest_tokens)
         days.append(day)
         plan = plan or policies.planned(spec, choice, day)
-        for course in _courses(spec, choice, day, seed, say):
+        for course in _courses(spec, choice, day, history, guess, seed, say):
             say(f"day {i + 1} of {spec.days}: simulating {course.title} over {len(day):,} requests")
             outcomes[course.name].append(evaluate(spec, choice, day, course))
     assert plan is not None
@@ -101,19 +105,30 @@ def solve(spec: ScheduleSpec, say: Callable[[str], None] = lambda _: None, preci
     return Answer(spec, choice, tuple(days), made, plan, time.perf_counter() - began)
 
 
-def _tightened(spec: ScheduleSpec, choice: Choice, say: Callable[[str], None]) -> ScheduleSpec:
-    """The spec with the headroom at which a day like those to come, but none of them, keeps its promises at its peak.
+def _tightened(spec: ScheduleSpec, choice: Choice, seen: Day, say: Callable[[str], None]
+               ) -> tuple[ScheduleSpec, Prices]:  # fmt: skip
+    """The spec with the headroom at which a day like those to come, but none of them, keeps its promises at its peak;
+    and what quality is worth on that day.
 
     A replica's capacity was found with arrivals of its own; the day's classes share replicas, and traces are burstier.
     """
-    seen = make_day(spec, spec.seed + YESTERDAY, choice.longest_tokens)
+    guess = _worth(spec, choice, seen)
     top_s = float(seen.peak_hz.sum(axis=0).argmax()) * spec.slot
-    inside = (seen.at_s >= top_s - PEAK_HOURS_S / 2) & (seen.at_s < top_s + PEAK_HOURS_S / 2)
+    begin_s, end_s = max(top_s - PEAK_HOURS_S / 2, 0.0), min(top_s + PEAK_HOURS_S / 2, DAY_S)
+    inside = (seen.at_s >= begin_s) & (seen.at_s < end_s)
     peak = replace(seen, **{k: getattr(seen, k)[inside] for k in ("at_s", "prompt", "output", "group")})
+    slots = slice(int(begin_s // spec.slot), max(int(end_s // spec.slot), int(begin_s // spec.slot) + 1))
     for _ in range(MOST_CUTS):
         say(f"headroom {spec.headroom:.2f}: simulating the peak of a day before")
-        course = policies.clairvoyant(spec, choice, seen, gap=0.02)
-        found = evaluate(spec, choice, peak, course)
+        problem = Problem(spec, choice.kinds, choice.off_w, seen.mean_hz[:, slots], seen.peak_hz[:, slots],
+                          price_j=guess)  # fmt: skip
+        try:
+            solution = optimise_day(problem, 0.01)
+        except Infeasible:
+            break  # the courses say what is lacking
+        at_s = policies.slot_times(spec)[slots]
+        at_s[0] = 0.0
+        found = evaluate(spec, choice, peak, Course("peak", "peak", at_s, solution.n, solution.shares))
         over = [b - (1 - c.slo.percentile) for b, c in zip(found.by_class, spec.classes, strict=True)]
         if max(over) <= 0:
             break
@@ -123,16 +138,31 @@ def _tightened(spec: ScheduleSpec, choice: Choice, say: Callable[[str], None]) -
         except SpecError:
             break  # the fleet has no more room: the courses say what breaks
         spec = cut
-    return spec
+    return spec, guess
 
 
-def _courses(spec: ScheduleSpec, choice: Choice, day: Day, seed: int, say: Callable[[str], None]) -> list[Course]:
+def _worth(spec: ScheduleSpec, choice: Choice, day: Day) -> Prices:
+    """What quality is worth on a day, from its hours (or its slots, where they are longer)."""
+    joined = max(1, round(3600.0 / spec.slot))
+    joined = joined if spec.slots % joined == 0 else 1
+    parts = (len(spec.classes), spec.slots // joined, joined)
+    mean, peak = day.mean_hz.reshape(parts).mean(axis=2), day.peak_hz.reshape(parts).max(axis=2)
+    length_s = np.full(parts[1], joined * spec.slot)
+    try:
+        _, plan = plan_day(Problem(spec, choice.kinds, choice.off_w, mean, peak, length_s=length_s), 0.02)
+    except Infeasible:
+        return {(c, name): 0.0 for c, one in enumerate(spec.classes) for name in one.quality}
+    return plan.prices(0, {}, np.ones(mean.shape))
+
+
+def _courses(spec: ScheduleSpec, choice: Choice, day: Day, history: Day, guess: Prices, seed: int,
+             say: Callable[[str], None]             ) -> list[Course]:  # fmt: skip
     out = []
     makers: dict[str, Callable[[], Course]] = {
         "static peak": lambda: policies.static_peak(spec, choice, day),
         "reactive autoscaling": lambda: policies.reactive(spec, choice, day),
-        "rolling schedule": lambda: policies.rolling(spec, choice, day, seed),
-        "clairvoyant optimum": lambda: policies.clairvoyant(spec, choice, day),
+        "rolling schedule": lambda: rolling(spec, choice, day, seed, history, guess),
+        "clairvoyant optimum": lambda: policies.clairvoyant(spec, choice, day, guess),
     }
     for title, make in makers.items():
         say(f"optimising: {title}")
@@ -160,12 +190,13 @@ def timeline(spec: ScheduleSpec, choice: Choice, day: Day, course: Course) -> Ti
     row = np.searchsorted(course.at_s, at, side="right") - 1
     n = course.n[row].astype(np.float64)
     slot = (at / spec.slot).astype(np.int64)
-    inverse = np.array([[1 / r if r > 0 else 0.0 for r in k.capacity_hz] for k in choice.kinds])
-    work = np.einsum("tck,kc,ct->tk", course.shares[row], inverse, day.mean_hz[:, slot])
+    work = np.einsum(
+        "tck,kc,ct->tk", course.shares[row], np.array([k.work for k in choice.kinds]), day.mean_hz[:, slot]
+    )
     watts = np.zeros(len(at))
     for k, kind in enumerate(choice.kinds):
         load = np.divide(work[:, k], n[:, k], out=np.zeros(len(at)), where=n[:, k] > 0)
-        watts += n[:, k] * np.interp(load, BANDS, kind.power_w)
+        watts += n[:, k] * kind.watts(load)
         watts -= n[:, k] * kind.devices * choice.off_w[kind.device]
     watts += sum(f.count * choice.off_w[name] for name, f in spec.fleet.items())
     replicas = n.reshape(slots, fine, -1).mean(axis=1)

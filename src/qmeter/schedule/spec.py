@@ -94,13 +94,16 @@ class Forecast(Frozen):
     Attributes:
         error: standard deviation of the forecast's relative error (log scale), the same at every lead time.
         persistence: correlation of the errors of neighbouring slots in one forecast.
-        margin: standard deviations of the error that capacity is planned above the forecast.
+        margin: standard deviations of the error that the plan written beforehand keeps capacity above the forecast.
+        look_margin: the same for the rolling schedule, of the error that its estimates of the next minutes have: it
+            sees the load, and its own error is measured on a day before.
         horizon: how far ahead it plans; ``None``: to the end of the day.
     """
 
     error: float = Field(default=0.1, ge=0, le=2)
     persistence: float = Field(default=0.8, ge=0, lt=1)
     margin: float = Field(default=0.5, ge=0, le=5)
+    look_margin: float = Field(default=1.5, ge=0, le=5)
     horizon: DurationS | None = None
 
 

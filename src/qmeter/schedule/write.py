@@ -87,8 +87,8 @@ def answer_data(answer: Answer) -> dict[str, Any]:
     """Everything found, for ``--json``."""
     kinds = [
         {"name": k.name, "deployment": k.offer.name, "capacity_hz": dict(zip([c.name for c in answer.spec.classes],
-         k.capacity_hz, strict=True)), "power_w": list(k.power_w), "load_s": k.load_s, "load_j": k.load_j,
-         "quality": dict(k.quality), "power_cap_w": k.power_cap_w}
+         k.capacity_hz, strict=True)), "power_w": list(k.power_w), "draw": list(k.draw), "load_s": k.load_s,
+         "load_j": k.load_j, "quality": dict(k.quality), "power_cap_w": k.power_cap_w}
         for k in answer.choice.kinds
     ]  # fmt: skip
     return {"kind": "simulated", "name": answer.spec.name, "headline": words.headline(answer),
