@@ -92,3 +92,18 @@ def test_a_load_predicted_for_a_check_is_not_in_the_errors_either(records):
     """GIVEN two loads, so that one is left to fit from THEN a check's interval rests on the draws alone."""
     rows = leave_one_out(records[0][:2], records[1], draws=4)
     assert {r.workload for r in rows} == {s.name for s in LOADS[:2]} and all(r.low < r.high for r in rows)
+
+
+def test_lengths_are_told_without_making_requests():
+    """GIVEN a closed loop of thousands, and a schedule of plain requests THEN the load's lengths are the requests'."""
+    from dataclasses import replace
+
+    from qmeter.simulate import load_of
+    from qmeter.simulate.rules import VLLM_V1
+    from qmeter.workload import Vocabulary, build
+
+    packed = build(LOADS[2], 1, Vocabulary(size=32000))
+    plain = replace(packed, requests=tuple(packed.requests))
+    for one in (load_of(packed, VLLM_V1), load_of(plain, VLLM_V1)):
+        assert one.prompt.tolist() == [r.prompt_tokens for r in packed.requests]
+        assert one.output.tolist() == [r.output_tokens for r in packed.requests]
