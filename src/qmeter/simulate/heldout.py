@@ -7,7 +7,7 @@ be wrong and how whole runs differ; they do not know what the model leaves out. 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -24,20 +24,43 @@ from qmeter.workload import Vocabulary, build
 VOCABULARY = 32000
 """Token ids of simulated prompts: only their number matters."""
 SEED = 1
+Fitter = Callable[[Sequence[Record], Tables], Calibration]
 LEAST_LOADS = 2
 """Errors that make an interval: one alone would give Student's t with its one degree of freedom."""
 
 
-def calibrate_checked(records: Sequence[Record], tables: Tables, *, draws: int = DRAWS, seed: int = 0) -> Calibration:
+def without_draws(records: Sequence[Record], tables: Tables) -> Calibration:
+    """A fit for its middle alone."""
+    return calibrate(records, tables, draws=0)
+
+
+def remembered() -> Fitter:
+    """:func:`without_draws`, each set of records fitted once: a check leaves out every pair of loads twice."""
+    kept: dict[frozenset[str], Calibration] = {}
+
+    def fit(records: Sequence[Record], tables: Tables) -> Calibration:
+        key = frozenset(r.cell_id for r in records)
+        if key not in kept:
+            kept[key] = without_draws(records, tables)
+        return kept[key]
+
+    return fit
+
+
+def calibrate_checked(
+    records: Sequence[Record], tables: Tables, *, draws: int = DRAWS, seed: int = 0, fit: Fitter = without_draws
+) -> Calibration:
     """Fit one deployment, and what its intervals must hold beside the fit's own doubt: errors on loads held out.
 
-    Args and errors are those of :func:`qmeter.simulate.calibrate.calibrate`.
+    Args and errors are those of :func:`qmeter.simulate.calibrate.calibrate`; ``fit`` makes the fits without a load.
     """
     whole = calibrate(records, tables, draws=draws, seed=seed)
-    return whole.model_copy(update={"held_out": held_out_errors(records, tables, seed=seed)})
+    return whole.model_copy(update={"held_out": held_out_errors(records, tables, fit)})
 
 
-def held_out_errors(records: Sequence[Record], tables: Tables, *, seed: int = 0) -> dict[str, tuple[float, ...]]:
+def held_out_errors(
+    records: Sequence[Record], tables: Tables, fit: Fitter = without_draws
+) -> dict[str, tuple[float, ...]]:
     """For each metric one error a load: log(measured / predicted by a fit without it); repeats: root mean square.
 
     Shares and counts have none; nor has anything where too few loads are left to fit from.
@@ -47,8 +70,8 @@ def held_out_errors(records: Sequence[Record], tables: Tables, *, seed: int = 0)
     for name in dict.fromkeys(load_name(r) for r in used):
         rest = [r for r in used if load_name(r) != name]
         try:
-            fit = calibrate(rest, tables, draws=0, seed=seed)
-            own = [_errors(fit, r) for r in used if load_name(r) == name]
+            others = fit(rest, tables)
+            own = [_errors(others, r) for r in used if load_name(r) == name]
         except AnalysisError:
             continue
         for metric in dict.fromkeys(m for errors in own for m in errors):

@@ -10,7 +10,7 @@ import numpy as np
 from qmeter.record import CellStatus, CellTables, Record, RecordKind
 from qmeter.simulate.calibrate import Tables
 from qmeter.simulate.calibration import Calibration
-from qmeter.simulate.heldout import calibrate_checked, load_name, workload_of
+from qmeter.simulate.heldout import calibrate_checked, load_name, remembered, workload_of
 from qmeter.simulate.predict import DRAWS, predict
 
 METRICS = (
@@ -94,12 +94,12 @@ def leave_one_out(records: Sequence[Record], tables: Tables, *, draws: int = DRA
     """Each workload point of one deployment predicted from a calibration that never saw it (its repeats neither)."""
     rows = []
     names = list(dict.fromkeys(load_name(r) for r in records))
-    edges = _edges(records)
+    edges, fit = _edges(records), remembered()
     for name in names:
         rest = [r for r in records if load_name(r) != name]
         if rest:
             own = [r for r in records if load_name(r) == name]
-            found = compare(calibrate_checked(rest, tables), own, held_out=True, draws=draws)
+            found = compare(calibrate_checked(rest, tables, fit=fit), own, held_out=True, draws=draws)
             rows += [replace(row, edge=name in edges) for row in found]
     return rows
 
