@@ -35,6 +35,14 @@ def test_a_stall_is_not_made_up_by_the_steps_behind_it():
     assert out[5:] == pytest.approx(FULL_S)
 
 
+def test_a_delay_shorter_than_a_launch_does_not_move_the_devices_end():
+    """GIVEN a full step seen late by less than a launch THEN the host may have been slow: the next comes sooner."""
+    took = np.full(10, FULL_S)
+    took[4], took[5] = FULL_S + 0.010, FULL_S - 0.010
+    out = explained(np.cumsum(took), FULL_S, LAUNCH_S)
+    assert out[5] == pytest.approx(FULL_S - 0.010) and out[6:] == pytest.approx(FULL_S)
+
+
 def test_a_result_that_waited_for_the_host_says_nothing_of_the_device():
     """GIVEN launches slower than the device THEN a late result does not move the device's end."""
     took = np.full(10, 0.030)
