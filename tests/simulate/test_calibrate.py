@@ -188,34 +188,3 @@ def test_nonnegative_least_squares_matches_a_known_answer():
 def test_a_calibration_is_plain_data(calibration):
     assert Calibration.model_validate_json(calibration.model_dump_json()) == calibration
     assert "draws" in json.loads(calibration.model_dump_json())
-
-
-def test_a_cell_draws_no_more_than_its_power_limit(records):
-    """GIVEN records that tell a limit THEN it is kept, and a simulated cell that would draw more is held to it."""
-    from dataclasses import replace
-
-    from qmeter.record import Telemetry
-    from qmeter.simulate.power import power_limit_w
-
-    def limited(watts):
-        def tables(record):
-            own = records[1](record)
-            t = own.telemetry
-            at = np.array([0.0, 1.0])
-            name = np.array(["gpu0.power_limit_w"] * 2, dtype=object)
-            more = Telemetry(
-                series=np.concatenate([t.series, name]),
-                t_s=np.concatenate([t.t_s, at]),
-                value=np.concatenate([t.value, np.full(2, watts)]),
-            )
-            return replace(own, telemetry=more)
-
-        return tables
-
-    assert power_limit_w(records[1](records[0][0])) is None
-    free, held = (calibrate(records[0], limited(w), draws=2) for w in (9000.0, 260.0))
-    assert (free.power_limit_w, held.power_limit_w) == (9000.0, 260.0)
-    spec = workload({"kind": "closed", "concurrency": 40})
-    watts = [predict(c, spec, draws=2).energy["power_mean_w"].value for c in (free, held, calibrate(*records, draws=2))]
-    assert watts[0] > 265 and watts[1] == pytest.approx(260.0, abs=2.0)
-    assert watts[2] == pytest.approx(watts[0], rel=1e-6), "no limit known: none is kept to"

@@ -17,7 +17,7 @@ from qmeter.simulate.fit import Basis, fit_steps, knots_for, padded_sizes
 from qmeter.simulate.front import Seen, input_cost, input_delay, output_delay
 from qmeter.simulate.observe import MIN_STEPS, ONE_REPLICA, OVERLAPPING, Observed, observed_steps
 from qmeter.simulate.overlap import fit_overlap, steady
-from qmeter.simulate.power import PowerFit, energy_series, fit_power, power_limit_w, spans
+from qmeter.simulate.power import PowerFit, energy_series, fit_power, spans
 from qmeter.simulate.rules import Rules, capture_sizes, rules_of
 from qmeter.simulate.steptime import NOISE_BLOCK
 
@@ -86,7 +86,6 @@ def calibrate(records: Sequence[Record], tables: Tables, *, draws: int = DRAWS, 
         energy=tuple(power.coefficients) if power else None,
         energy_draws=tuple(tuple(d) for d in power.draws) if power else (),
         energy_series=power.series if power else None,
-        power_limit_w=_limit_w(cells),
         why_no_energy=None if power else "the records hold no energy counter with enough readings",
         input_s=input_s - input_each_s,
         output_s=output_s,
@@ -297,13 +296,6 @@ def _power(cells: list[_Cell], draws: int, seed: int) -> PowerFit | None:
             parts.append(found)
             series = "+".join(energy_series(cell.tables))
     return fit_power(parts, series, draws=draws, seed=seed)
-
-
-def _limit_w(cells: list[_Cell]) -> float | None:
-    """The highest limit that a cell ran under; ``None`` where one tells none."""
-    limits = [power_limit_w(c.tables) for c in cells]
-    known = [v for v in limits if v is not None]
-    return max(known) if known and len(known) == len(limits) else None
 
 
 def _energy_sigma(cells: list[_Cell], power: PowerFit | None) -> float:

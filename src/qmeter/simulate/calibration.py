@@ -52,7 +52,6 @@ class Calibration(_Frozen):
         coefficients, draws: of the basis; ``draws`` are the bootstrap's.
         noise_decode, noise_mixed: measured / modelled times of decode and of mixed steps, in the order they came.
         energy, energy_draws: joule coefficients (:data:`qmeter.simulate.power.COLUMNS`); ``None``: no counter.
-        power_limit_w: what the devices may draw; a cell's steps draw no more. ``None``: no record says.
         energy_series: the counter they are from; ``why_no_energy`` where there is none.
         input_s, output_s: delays between client and scheduler, either way; spacing_s: least time between two requests
             at the scheduler, since the front end takes them one at a time; output_seq_s, input_each_s: the front end's
@@ -77,7 +76,6 @@ class Calibration(_Frozen):
     energy: tuple[float, ...] | None = None
     energy_draws: tuple[tuple[float, ...], ...] = ()
     energy_series: str | None = None
-    power_limit_w: float | None = None
     why_no_energy: str | None = None
     input_s: float
     output_s: float
@@ -148,8 +146,7 @@ class Calibration(_Frozen):
         return StepModel(
             decode, mixed, kv_s=float(c[-3]), pair_s=float(c[-2]), chunk_s=float(c[-1]),
             decode_j=e[2] * sequences, mixed_j=e[3] * tokens, kv_j=float(e[4]), pair_j=float(e[5]),
-            busy_w=float(e[1]), idle_w=float(e[0]),
-            limit_w=self.power_limit_w or float("inf"), input_s=self.input_s, output_s=self.output_s,
+            busy_w=float(e[1]), idle_w=float(e[0]), input_s=self.input_s, output_s=self.output_s,
             output_seq_s=self.output_seq_s * slow, input_each_s=self.input_each_s * slow, spacing_s=self.spacing_s,
             host_s=float(h[0]), host_seq_s=float(h[1]), host_mixed_s=float(h[2]), host_mixed_seq_s=float(h[3]),
             tail_s=float(h[4]),

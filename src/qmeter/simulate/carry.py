@@ -119,7 +119,7 @@ def carry(fit: PhysicsFit, near: Calibration, target: Target, *, seed: int = 0) 
                                          kv_block_tokens=rules.block_tokens).model_dump(mode="json"),
             "rules": plain(rules), "basis": plain(basis), "coefficients": tuple(coefficients),
             "draws": tuple(tuple(coefficients * f) for f in np.exp(rng.normal(0, sigma / 2, DRAWS))),
-            "energy": None, "energy_draws": (), "energy_series": None, "power_limit_w": None,
+            "energy": None, "energy_draws": (), "energy_series": None,
             "why_no_energy": "the physics form predicts no energy", "cell_sigma": sigma,
             "support": Support(sequences=rules.max_sequences, step_tokens=rules.token_budget,
                                kv_tokens=float(room.kv_tokens), longest_request_tokens=place.shape.max_positions,

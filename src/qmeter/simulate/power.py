@@ -37,14 +37,6 @@ def energy_series(tables: CellTables) -> tuple[str, ...]:
     return gpus or tuple(n for n in names if n == "cpu.energy_j")
 
 
-def power_limit_w(tables: CellTables) -> float | None:
-    """What the counted GPUs may draw together, by their limits in force; ``None`` where one has no reading."""
-    limits = [tables.telemetry.of(n.replace(".energy_j", ".power_limit_w"))[1] for n in energy_series(tables)]
-    if not limits or any(not len(v) for v in limits):
-        return None
-    return float(sum(np.median(v) for v in limits))
-
-
 def spans(tables: CellTables, steps: Observed) -> tuple[F64, F64] | None:
     """``(design, joules)`` of a cell's spans; ``None`` where it has no energy counter that moves."""
     names = energy_series(tables)

@@ -45,7 +45,7 @@ class StepModel:
         host_mixed_s, host_mixed_seq_s: the same for a step with prefill (no CUDA graph: launched kernel by kernel).
         tail_s: what the device still has to do when the host has launched all of a step; at most ``host_s``.
         decode_j, mixed_j, kv_j, pair_j: energy in the same form; ``busy_w``: power while a step runs.
-        idle_w: power with nothing to run. limit_w: what the devices may draw; it bounds the telemetry of cells alone.
+        idle_w: power with nothing to run.
         input_s, output_s: from the send to the scheduler, and from a step's end to the client.
         output_seq_s: the front end's time for each token it sends on: a queue, served one after the other, so that it
             falls behind where it is slower than the engine, and a request waits until the outputs before it are out.
@@ -70,7 +70,6 @@ class StepModel:
     pair_j: float = 0.0
     busy_w: float = 0.0
     idle_w: float = 0.0
-    limit_w: float = float("inf")
     input_s: float = 0.0
     output_s: float = 0.0
     output_seq_s: float = 0.0
