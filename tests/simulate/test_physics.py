@@ -117,19 +117,73 @@ def test_a_carried_calibration_predicts(carried):
     assert found.energy["energy_j"].value is None
 
 
-REFERENCE = os.environ.get("QMETER_SILICON_TABLE", "")
+REFERENCE = Path(
+    os.environ.get("QMETER_SILICON_TABLE") or Path(__file__).parents[3] / "shared" / "reference" / "silicon_h100.csv"
+)
 
 
-@pytest.mark.skipif(not Path(REFERENCE).is_file(), reason="QMETER_SILICON_TABLE names no table of measured runs")
-def test_measured_h100_runs_are_predicted_better_than_by_a_kernel_database():
-    """aiconfigurator on its own table: TPOT 20.1%. Every eighth dense row here, with the library's efficiencies."""
-    import sys
+@pytest.fixture
+def bench(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks" / "simulate"))
+    import physics_reference
 
-    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "simulate"))
-    import physics_reference as bench
+    return physics_reference
 
-    found = bench.summary(bench.errors(bench.rows(Path(REFERENCE))[::8], E))["all"]
-    assert found["tpot MAPE"] < 0.201
+
+def run(**more):
+    return {"backend": "vllm", "model_path": "Qwen/Qwen3-32B", "precision": "", "isl": "1024", "osl": "128",
+            "batch_size": "8", "tp_size": "2", "silicon_data_source": "source_file=/somewhere.csv"} | more  # fmt: skip
+
+
+def test_each_source_of_public_runs_is_driven_as_it_was(bench):
+    """GIVEN rows of four origins THEN budget, seats, chunks and lengths are those of their harness."""
+    own = bench.harness(run()).rules(run())
+    assert (own.token_budget, own.max_sequences, own.chunked_prefill, own.mixed) == (128 + 1024 + 1500, 128, True, True)
+    many = run(backend="trtllm", batch_size="224", isl="4000")
+    assert bench.harness(many).rules(many).token_budget == 224 + 4000 + 1500
+    assert not bench.harness(many).rules(many).chunked_prefill
+    prompts_first = bench.harness(run(backend="sglang")).rules(run())
+    assert not prompts_first.mixed and prompts_first.token_budget == 8192
+    dump = run(silicon_data_source="source_file=2026-04-06.csv; model=Llama")
+    how = bench.harness(dump)
+    assert (how.rules(dump).max_sequences, how.rules(dump).token_budget) == (8, 8192)
+    drawn = bench.lengths(1000, 4000, how.shortest, np.random.default_rng(1))
+    assert drawn.min() >= 800 and drawn.max() == 1000 and drawn.mean() == pytest.approx(900, rel=0.01)
+
+
+def test_an_fp8_cache_is_half_as_large_only_beside_fp8_weights(bench):
+    fp8 = [bench.placement(run(precision="fp8"), bits).kv_bytes_token for bits in (16, 8)]
+    assert fp8[0] == 2 * fp8[1]
+    assert bench.placement(run(), 8).kv_bytes_token == fp8[0]
+
+
+def test_a_run_that_begins_all_at_once_waits_for_its_own_beginning(bench):
+    """GIVEN equal lengths THEN the mean over all rounds is above the later rounds', by what the first one waited."""
+    how, row = bench.harness(run()), run(batch_size="32")
+    whole = bench.predicted(row, how, E)
+    later = bench.predicted(row, replace(how, skipped=1), E)
+    beginning = bench.predicted(row, replace(how, rounds=1), E)
+    assert beginning[0] > whole[0] > later[0]
+    assert whole[0] == pytest.approx(0.1 * beginning[0] + 0.9 * later[0], rel=0.02)
+
+
+def test_a_calibrated_front_end_is_passed_both_ways(bench, carried):
+    """GIVEN one request at a time THEN TTFT grows by the delays in and out and by the front end's own two times."""
+    near = carried[0].model_copy(
+        update={"input_s": 0.01, "output_s": 0.02, "input_each_s": 0.003, "output_seq_s": 1e-3}
+    )
+    how, row = bench.harness(run()), run(batch_size="1")
+    bare, behind = bench.predicted(row, how, E), bench.predicted(row, how, E, near)
+    assert behind[0] - bare[0] == pytest.approx(0.034, abs=1e-4)
+    assert behind[1] == pytest.approx(bare[1], rel=1e-3)
+
+
+@pytest.mark.skipif(not REFERENCE.is_file(), reason=f"there is no table of measured runs at {REFERENCE}")
+def test_measured_h100_runs_are_predicted_better_than_by_a_kernel_database(bench):
+    """aiconfigurator on its own table: TTFT 52.6%, TPOT 20.1%. Every eighth dense row, with the library's numbers."""
+    found = bench.summary(bench.errors(bench.rows(REFERENCE)[::8], E))["all"]
+    assert found["rows"] > 70
+    assert found["tpot MAPE"] < 0.201 and found["ttft MAPE"] < 0.526
 
 
 def test_placement_of_the_catalog():

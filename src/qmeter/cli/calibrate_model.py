@@ -15,9 +15,10 @@ from rich.table import Column, Table
 
 from qmeter.errors import AnalysisError, UnknownName
 from qmeter.record import Record
-from qmeter.simulate.calibrate import DRAWS, Tables, calibrate
+from qmeter.simulate.calibrate import DRAWS, Tables
 from qmeter.simulate.calibration import Calibration, save
 from qmeter.simulate.carry import fit_records, physics_data
+from qmeter.simulate.heldout import calibrate_checked
 from qmeter.simulate.physics import PhysicsFit
 from qmeter.simulate.validate import Comparison, by_deployment, cached, compare, leave_one_out, scores
 from qmeter.store import open_results
@@ -92,7 +93,7 @@ def _fit_all(
             progress.update(task, description=f"{d['model']['name']}/{d['method']}")
             kept = [r for r in group if r.cell["workload"]["name"] not in hold]
             try:
-                found = calibrate(kept, tables, draws=draws)
+                found = calibrate_checked(kept, tables, draws=draws)
                 made.append(found)
                 rows += compare(found, [r for r in group if r not in kept], held_out=True)
                 if check:

@@ -20,7 +20,7 @@ from qmeter.simulate.rules import Rules
 from qmeter.simulate.steptime import LAUNCH_BLOCK, StepModel, resampled
 
 F64 = NDArray[np.float64]
-VERSION = 1
+VERSION = 2
 
 
 class _Frozen(BaseModel):
@@ -59,6 +59,8 @@ class Calibration(_Frozen):
         host, host_draws: the host's times (:data:`qmeter.simulate.overlap.HOST`), zero where none overlap.
         cell_sigma: spread (log scale) of whole cells around the model: what differs from run to run.
         host_sigma, energy_sigma: the same for the host's times and for energy.
+        held_out: by metric, for each load log(measured / predicted by a fit without it); intervals are at least as wide
+            as these say (:mod:`qmeter.simulate.heldout`).
         cells: ids of the records used. effective: what the engine reported of itself.
     """
 
@@ -85,6 +87,7 @@ class Calibration(_Frozen):
     cell_sigma: float
     host_sigma: float = 0.0
     energy_sigma: float = 0.0
+    held_out: dict[str, tuple[float, ...]] = {}
     support: Support
     cells: tuple[str, ...]
     qmeter_version: str

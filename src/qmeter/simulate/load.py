@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from qmeter.errors import AnalysisError
 from qmeter.simulate.rules import Rules
-from qmeter.workload.schedule import Schedule
+from qmeter.workload.schedule import PackedRequests, Schedule
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -75,8 +75,7 @@ class SimLoad:
 def load_of(schedule: Schedule, rules: Rules) -> SimLoad:
     """The load of a study's schedule; with a prefix cache, prompts of token ids are hashed block by block."""
     n = len(schedule)
-    prompt = np.fromiter((r.prompt_tokens for r in schedule.requests), np.int64, n)
-    output = np.fromiter((r.output_tokens for r in schedule.requests), np.int64, n)
+    prompt, output = _lengths(schedule)
     units, start = _units(schedule, rules.block_tokens) if rules.prefix_cache else (_none(), _none())
     closed = schedule.concurrency is not None
     return SimLoad(
@@ -90,6 +89,16 @@ def load_of(schedule: Schedule, rules: Rules) -> SimLoad:
         think_s=schedule.think_s,
         stop_s=schedule.warmup_s + schedule.window_s if closed else float("inf"),
     )
+
+
+def _lengths(schedule: Schedule) -> tuple[I64, I64]:
+    """Tokens of every prompt and output; packed requests tell them without being made (a closed loop has thousands)."""
+    if isinstance(schedule.requests, PackedRequests):
+        prompt, output = schedule.requests.lengths
+        return prompt.astype(np.int64), output.astype(np.int64)
+    both = [(r.prompt_tokens, r.output_tokens) for r in schedule.requests]
+    prompts, outputs = np.array(both, dtype=np.int64).reshape(-1, 2).T
+    return np.ascontiguousarray(prompts), np.ascontiguousarray(outputs)
 
 
 def _units(schedule: Schedule, block_tokens: int) -> tuple[I64, I64]:

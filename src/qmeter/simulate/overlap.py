@@ -2,10 +2,13 @@
 
 One-step-ahead: with the measured times r of the results, step k was decided at d(k) = r(k-2) and
 
-    launched(k) = d(k) + H(k)      g(k) = max(max(g(k-1), d(k)) + D(k), launched(k) + tail), at most r(k)
+    launched(k) = d(k) + H(k)      g(k) = max(max(g(k-1), d(k)) + D(k), launched(k) + tail)
     r(k) is predicted as max(launched(k+1), g(k))
 
 so a slow launch of a step with prefill shows in the result of the step before it, and the device's time in its own.
+Then g(k) is set right by what was seen. It is at most r(k); and where a result that waited for the device came later
+than expected by more than a launch, something held the step up, and it is r(k). Else one stall would leave the device
+ahead of itself for many full steps, each of which would look longer than it was. (Smaller delays are the launch's.)
 """
 
 from __future__ import annotations
@@ -45,15 +48,15 @@ def replay(seen: F64, start: F64, fresh: B8, host: F64, device: F64, tail: float
             decided = launched_next if fresh[k - 1] else seen[k - 2]
             launched = decided + host[k]
         g = max(max(g, decided) + device[k], launched + tail)
+        predicted, slack = g, 0.0
         if k + 1 < n and not fresh[k + 1]:
             after = launched if fresh[k] else seen[k - 1]
-            launched_next = launched
-            predicted = max(after + host[k + 1], g)
-        else:
-            predicted = g
+            launched_next, slack = launched, host[k + 1]
+            predicted = max(after + slack, g)
         before = start[k] if fresh[k] else seen[k - 1]
         out[k] = predicted - before
-        g = min(g, seen[k])
+        stalled = predicted == g and seen[k] > g + slack
+        g = seen[k] if stalled else min(g, seen[k])
 
 
 @dataclass(frozen=True)

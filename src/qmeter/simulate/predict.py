@@ -11,14 +11,13 @@ from qmeter.analysis.cell import analyse
 from qmeter.record import Quantity, Reason, Window
 from qmeter.simulate.calibration import Calibration
 from qmeter.simulate.engine import SimulatedCell, run_cell
+from qmeter.simulate.heldout import VOCABULARY, half_width
 from qmeter.spec.workload import WorkloadSpec
 from qmeter.workload import Vocabulary, build
 from qmeter.workload.schedule import Schedule
 
 CONFIDENCE = 0.9
 DRAWS = 24
-VOCABULARY = 32000
-"""Token ids of simulated prompts: only their number matters."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,8 @@ def predict(
 ) -> Prediction:
     """Simulate the workload and give each metric the interval that the draws span.
 
-    The draws carry the fit's uncertainty, the spread between whole runs, and the noise of single steps.
+    The draws carry the fit's uncertainty, the spread between whole runs, and the noise of single steps. No interval is
+    narrower than the calibration's own errors on loads it was not given.
 
     Args:
         schedule: the requests, if not the ones that ``seed`` makes.
@@ -72,15 +72,21 @@ def predict(
                 samples.setdefault(name, []).append(quantity.value)
         if on_draw:
             on_draw(draw + 1, draws)
-    metrics = {n: interval(q, samples.get(n, []), confidence) for n, q in found.metrics.items()}
-    energy = {n: interval(q, samples.get(n, []), confidence) for n, q in found.energy.items()}
+
+    def told(name: str, quantity: Quantity) -> Quantity:
+        apart = half_width(calibration.held_out.get(name, ()), confidence)
+        return interval(quantity, samples.get(name, []), confidence, apart)
+
+    metrics = {n: told(n, q) for n, q in found.metrics.items()}
+    energy = {n: told(n, q) for n, q in found.energy.items()}
     return Prediction(calibration, workload, metrics, energy, centre, centre.notes, found.window, found.warnings)
 
 
-def interval(quantity: Quantity, sample: list[float], confidence: float) -> Quantity:
+def interval(quantity: Quantity, sample: list[float], confidence: float, apart: float = 0.0) -> Quantity:
     """The draws' median with their interval, as a normal's or their quantiles, whichever is wider.
 
-    A normal's width corrects for few draws, which seldom reach their own tails.
+    A normal's width corrects for few draws, which seldom reach their own tails. ``apart``: half the least width, on a
+    log scale.
     """
     if quantity.value is None or len(sample) < 3:
         return quantity
@@ -92,6 +98,8 @@ def interval(quantity: Quantity, sample: list[float], confidence: float) -> Quan
     low, high = min(low, centre - spread), max(high, centre + spread)
     if float(values.min()) >= 0:
         low = max(low, 0.0)
+    if centre > 0 and apart > 0:
+        low, high = min(low, centre * float(np.exp(-apart))), max(high, centre * float(np.exp(apart)))
     return Quantity.of(centre, quantity.unit, low=low, high=high, n=quantity.n)
 
 

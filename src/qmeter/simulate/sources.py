@@ -7,9 +7,10 @@ from pathlib import Path
 
 from qmeter.errors import AnalysisError
 from qmeter.record import Record
-from qmeter.simulate.calibrate import calibrate, device_of, replicas_of
+from qmeter.simulate.calibrate import device_of, replicas_of
 from qmeter.simulate.calibration import Calibration, find, load_calibrations
-from qmeter.simulate.validate import by_deployment
+from qmeter.simulate.heldout import calibrate_checked
+from qmeter.simulate.validate import by_deployment, cached
 from qmeter.store import open_results
 
 
@@ -37,7 +38,8 @@ def calibrations_of(source: str, **wanted: str | None) -> list[Calibration]:
             hint=f"there are: {', '.join(known) or 'none'}",
         )
     alone = [g for g in picked if replicas_of(g[0]) == 1]
-    return [calibrate(group, results.tables) for group in alone or picked]
+    tables = cached(results.tables)
+    return [calibrate_checked(group, tables) for group in alone or picked]
 
 
 def named(record: Record) -> Mapping[str, str]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from qmeter.record import CellStatus, CellTables, Record, RecordKind
-from qmeter.simulate.calibrate import Tables, calibrate
+from qmeter.simulate.calibrate import Tables
 from qmeter.simulate.calibration import Calibration
+from qmeter.simulate.heldout import calibrate_checked, load_name, remembered, workload_of
 from qmeter.simulate.predict import DRAWS, predict
-from qmeter.spec.workload import WorkloadSpec
 
 METRICS = (
     "tpot_mean_s",
@@ -55,11 +54,6 @@ class Comparison:
         return self.low <= self.measured <= self.high
 
 
-def workload_of(record: Record) -> WorkloadSpec:
-    """The record's workload."""
-    return WorkloadSpec.model_validate_json(json.dumps(record.cell["workload"]))
-
-
 def compare(
     calibration: Calibration, records: Iterable[Record], *, held_out: bool, draws: int = DRAWS,
     metrics: Sequence[str] = METRICS,
@@ -99,13 +93,13 @@ def by_deployment(records: Iterable[Record]) -> list[list[Record]]:
 def leave_one_out(records: Sequence[Record], tables: Tables, *, draws: int = DRAWS) -> list[Comparison]:
     """Each workload point of one deployment predicted from a calibration that never saw it (its repeats neither)."""
     rows = []
-    names = list(dict.fromkeys(r.cell["workload"]["name"] for r in records))
-    edges = _edges(records)
+    names = list(dict.fromkeys(load_name(r) for r in records))
+    edges, fit = _edges(records), remembered()
     for name in names:
-        rest = [r for r in records if r.cell["workload"]["name"] != name]
+        rest = [r for r in records if load_name(r) != name]
         if rest:
-            own = [r for r in records if r.cell["workload"]["name"] == name]
-            found = compare(calibrate(rest, tables), own, held_out=True, draws=draws)
+            own = [r for r in records if load_name(r) == name]
+            found = compare(calibrate_checked(rest, tables, fit=fit), own, held_out=True, draws=draws)
             rows += [replace(row, edge=name in edges) for row in found]
     return rows
 

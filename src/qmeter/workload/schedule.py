@@ -59,6 +59,11 @@ class PackedRequests(Sequence[ScheduledRequest]):
         ids = tuple(self.prompt_ids(index).tolist())
         return ScheduledRequest(prompt=ids, prompt_tokens=len(ids), output_tokens=int(self._output[index]))
 
+    @property
+    def lengths(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Prompt and output tokens of all requests, shape (n,) each, without making any request."""
+        return self._prompt, self._output
+
     def prompt_ids(self, index: int) -> NDArray[np.int32]:
         """The token ids of one prompt, as a view."""
         start = self._starts[index]

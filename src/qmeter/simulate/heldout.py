@@ -1,0 +1,115 @@
+"""How far a deployment's predictions are off loads that its fit was not given: what no fit can say of itself.
+
+Each load is left out in turn, the rest is fitted, and the load is predicted. Draws know how far the fitted numbers may
+be wrong and how whole runs differ; they do not know what the model leaves out. These errors hold all three.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from qmeter.analysis.cell import analyse
+from qmeter.analysis.stats import t_quantile
+from qmeter.errors import AnalysisError
+from qmeter.record import CellStatus, Quantity, Record, RecordKind
+from qmeter.simulate.calibrate import DRAWS, Tables, calibrate
+from qmeter.simulate.calibration import Calibration
+from qmeter.simulate.engine import run_cell
+from qmeter.spec.workload import WorkloadSpec
+from qmeter.workload import Vocabulary, build
+
+VOCABULARY = 32000
+"""Token ids of simulated prompts: only their number matters."""
+SEED = 1
+Fitter = Callable[[Sequence[Record], Tables], Calibration]
+LEAST_LOADS = 2
+"""Errors that make an interval: one alone would give Student's t with its one degree of freedom."""
+
+
+def without_draws(records: Sequence[Record], tables: Tables) -> Calibration:
+    """A fit for its middle alone."""
+    return calibrate(records, tables, draws=0)
+
+
+def remembered() -> Fitter:
+    """:func:`without_draws`, each set of records fitted once: a check leaves out every pair of loads twice."""
+    kept: dict[frozenset[str], Calibration] = {}
+
+    def fit(records: Sequence[Record], tables: Tables) -> Calibration:
+        key = frozenset(r.cell_id for r in records)
+        if key not in kept:
+            kept[key] = without_draws(records, tables)
+        return kept[key]
+
+    return fit
+
+
+def calibrate_checked(
+    records: Sequence[Record], tables: Tables, *, draws: int = DRAWS, seed: int = 0, fit: Fitter = without_draws
+) -> Calibration:
+    """Fit one deployment, and what its intervals must hold beside the fit's own doubt: errors on loads held out.
+
+    Args and errors are those of :func:`qmeter.simulate.calibrate.calibrate`; ``fit`` makes the fits without a load.
+    """
+    whole = calibrate(records, tables, draws=draws, seed=seed)
+    return whole.model_copy(update={"held_out": held_out_errors(records, tables, fit)})
+
+
+def held_out_errors(
+    records: Sequence[Record], tables: Tables, fit: Fitter = without_draws
+) -> dict[str, tuple[float, ...]]:
+    """For each metric one error a load: log(measured / predicted by a fit without it); repeats: root mean square.
+
+    Shares and counts have none; nor has anything where too few loads are left to fit from.
+    """
+    used = [r for r in records if r.status is CellStatus.OK and r.kind is RecordKind.MEASURED]
+    found: dict[str, list[float]] = {}
+    for name in dict.fromkeys(load_name(r) for r in used):
+        rest = [r for r in used if load_name(r) != name]
+        try:
+            others = fit(rest, tables)
+            own = [_errors(others, r) for r in used if load_name(r) == name]
+        except AnalysisError:
+            continue
+        for metric in dict.fromkeys(m for errors in own for m in errors):
+            squares = [errors[metric] ** 2 for errors in own if metric in errors]
+            found.setdefault(metric, []).append(float(np.sqrt(np.mean(squares))))
+    return {m: tuple(round(e, 5) for e in errors) for m, errors in found.items() if len(errors) >= LEAST_LOADS}
+
+
+def load_name(record: Record) -> str:
+    """The workload point that a record measured."""
+    return str(record.cell["workload"]["name"])
+
+
+def workload_of(record: Record) -> WorkloadSpec:
+    """The record's workload."""
+    return WorkloadSpec.model_validate_json(json.dumps(record.cell["workload"]))
+
+
+def _errors(fit: Calibration, record: Record) -> dict[str, float]:
+    workload = workload_of(record)
+    schedule = build(workload, int(record.cell["seed"]), Vocabulary(size=VOCABULARY))
+    cell = run_cell(fit, schedule, seed=SEED, allow_extrapolation=True)
+    numbers = analyse(cell.tables, workload, cell.series, seed=SEED)
+    return log_errors({**record.metrics, **record.energy}, {**numbers.metrics, **numbers.energy})
+
+
+def log_errors(measured: Mapping[str, Quantity], predicted: Mapping[str, Quantity]) -> dict[str, float]:
+    """log(measured / predicted) of what both know, has a unit and is positive."""
+    both = {n: (q, predicted[n]) for n, q in measured.items() if n in predicted and q.unit != "1"}
+    return {n: float(np.log(q.value / p.value)) for n, (q, p) in both.items()
+            if q.value is not None and p.value is not None and q.value > 0 and p.value > 0}  # fmt: skip
+
+
+def half_width(errors: Sequence[float], confidence: float) -> float:
+    """Half the width (log scale) of an interval for a new load, from errors of mean zero; 0 where there are too few.
+
+    Student's t with a degree of freedom a load: few loads tell little about how wide they are.
+    """
+    if len(errors) < LEAST_LOADS:
+        return 0.0
+    return t_quantile(0.5 + confidence / 2, len(errors)) * float(np.sqrt(np.mean(np.square(errors))))

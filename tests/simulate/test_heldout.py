@@ -1,0 +1,109 @@
+"""Errors on loads held out: what they are made of, and that no interval is narrower than they say."""
+
+import numpy as np
+import pytest
+from records import study, workload
+
+from qmeter.analysis.stats import t_quantile
+from qmeter.record import Quantity
+from qmeter.simulate import calibrate, load_calibrations, predict, save
+from qmeter.simulate.heldout import calibrate_checked, half_width, held_out_errors, log_errors
+from qmeter.simulate.predict import interval
+from qmeter.simulate.validate import leave_one_out
+
+LOADS = (workload({"kind": "poisson", "rate": "2/s"}), workload({"kind": "poisson", "rate": "6/s"}),
+         workload({"kind": "closed", "concurrency": 24}))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def records():
+    return study(LOADS)
+
+
+@pytest.fixture(scope="module")
+def checked(records):
+    return calibrate_checked(*records, draws=8)
+
+
+def test_every_load_gives_one_error_and_none_for_counts(checked):
+    assert {len(e) for m, e in checked.held_out.items() if m in ("tpot_mean_s", "ttft_p50_s")} == {len(LOADS)}
+    assert "requests" not in checked.held_out and "failed_share" not in checked.held_out
+    assert max(checked.held_out["tpot_mean_s"]) < 0.1, "the model is the truth's own: what is left out is predicted"
+
+
+def test_repeats_of_a_load_are_one_error(records):
+    """GIVEN a load measured twice THEN both runs are left out together, and count as one load."""
+    own, tables = records
+    again = [own[0].model_copy(update={"cell_id": "again"}), *own]
+    kept = {"again": tables(own[0])}
+    found = held_out_errors(again, lambda r: kept.get(r.cell_id) or tables(r))
+    assert len(found["tpot_mean_s"]) == len(LOADS)
+
+
+def test_one_load_has_nothing_to_be_held_out_from(records):
+    assert held_out_errors(records[0][:1], records[1]) == {}
+
+
+def test_log_errors_leave_out_shares_zeros_and_the_unknown():
+    def q(value, unit="s"):
+        return Quantity.of(value, unit)
+
+    measured = {"a": q(2.0), "b": q(0.0), "c": q(0.5, "1"), "d": Quantity.unknown("s", "not measured"), "e": q(1.0)}
+    predicted = {"a": q(1.0), "b": q(1.0), "c": q(0.5, "1"), "d": q(1.0)}
+    assert log_errors(measured, predicted) == {"a": pytest.approx(np.log(2))}
+
+
+def test_half_a_width_is_students():
+    """GIVEN errors of 10% on three loads THEN a 90% interval reaches t(0.95; 3) times as far; one says nothing."""
+    assert half_width((0.1, -0.1, 0.1), 0.9) == pytest.approx(2.353 * 0.1, rel=1e-3)
+    assert half_width((0.1,), 0.9) == half_width((), 0.9) == 0.0
+
+
+def test_such_intervals_hold_as_often_as_they_say():
+    """GIVEN errors of all loads drawn alike THEN the next one lies inside 90% of the time, however few were seen."""
+    rng = np.random.default_rng(3)
+    for loads in (2, 3, 5):
+        drawn = rng.normal(0, 0.2, (4000, loads + 1))
+        inside = [abs(d[-1]) <= half_width(tuple(d[:-1]), 0.9) for d in drawn]
+        assert np.mean(inside) == pytest.approx(0.9, abs=0.015)
+    assert t_quantile(0.95, 3) == pytest.approx(2.353, rel=1e-3)
+
+
+def test_an_interval_is_never_narrower_than_the_errors(records, checked):
+    sample = list(np.linspace(0.99, 1.01, 24))
+    bare, told = interval(Quantity.of(1.0, "s"), sample, 0.9), interval(Quantity.of(1.0, "s"), sample, 0.9, 0.3)
+    assert (told.low, told.high) == (pytest.approx(np.exp(-0.3), rel=1e-2), pytest.approx(np.exp(0.3), rel=1e-2))
+    assert bare.low > 0.95 and told.value == bare.value
+    wide = checked.model_copy(update={"held_out": checked.held_out | {"tpot_mean_s": (0.5, 0.5, 0.5)}})
+    spec = workload({"kind": "poisson", "rate": "4/s"})
+    found = predict(wide, spec, draws=4, allow_extrapolation=True).metrics["tpot_mean_s"]
+    assert found.high / found.value == pytest.approx(np.exp(0.5 * t_quantile(0.95, 3)), rel=1e-6)
+
+
+def test_errors_are_kept_in_the_file_and_older_files_have_none(tmp_path, records, checked):
+    path = save([checked, calibrate(*records, draws=4)], tmp_path / "c.json")
+    kept = load_calibrations(path)
+    assert kept[0].held_out == checked.held_out and kept[1].held_out == {}
+    path.write_text(path.read_text().replace('"qmeter_calibrations":2', '"qmeter_calibrations":1'))
+    assert len(load_calibrations(path)) == 2
+
+
+def test_a_load_predicted_for_a_check_is_not_in_the_errors_either(records):
+    """GIVEN two loads, so that one is left to fit from THEN a check's interval rests on the draws alone."""
+    rows = leave_one_out(records[0][:2], records[1], draws=4)
+    assert {r.workload for r in rows} == {s.name for s in LOADS[:2]} and all(r.low < r.high for r in rows)
+
+
+def test_lengths_are_told_without_making_requests():
+    """GIVEN a closed loop of thousands, and a schedule of plain requests THEN the load's lengths are the requests'."""
+    from dataclasses import replace
+
+    from qmeter.simulate import load_of
+    from qmeter.simulate.rules import VLLM_V1
+    from qmeter.workload import Vocabulary, build
+
+    packed = build(LOADS[2], 1, Vocabulary(size=32000))
+    plain = replace(packed, requests=tuple(packed.requests))
+    for one in (load_of(packed, VLLM_V1), load_of(plain, VLLM_V1)):
+        assert one.prompt.tolist() == [r.prompt_tokens for r in packed.requests]
+        assert one.output.tolist() == [r.output_tokens for r in packed.requests]
