@@ -7,7 +7,7 @@ from records import study, workload
 from qmeter.analysis.stats import t_quantile
 from qmeter.record import Quantity
 from qmeter.simulate import calibrate, load_calibrations, predict, save
-from qmeter.simulate.heldout import calibrate_checked, half_width, held_out_errors, log_errors
+from qmeter.simulate.heldout import calibrate_checked, half_width, held_out_errors, log_errors, with_peers
 from qmeter.simulate.predict import interval
 from qmeter.simulate.validate import leave_one_out
 
@@ -107,3 +107,18 @@ def test_lengths_are_told_without_making_requests():
     for one in (load_of(packed, VLLM_V1), load_of(plain, VLLM_V1)):
         assert one.prompt.tolist() == [r.prompt_tokens for r in packed.requests]
         assert one.output.tolist() == [r.output_tokens for r in packed.requests]
+
+
+def test_two_loads_give_no_error_of_their_own_since_a_fit_on_one_cannot_tell_what_grows_with_the_load(records):
+    assert held_out_errors(records[0][:2], records[1]) == {}
+
+
+def test_a_fit_without_errors_of_its_own_takes_the_others_pooled_and_keeps_what_it_has(checked):
+    fit = checked.model_copy(update={"held_out": {}})
+    alone = fit.model_copy(update={"held_out": {"tpot_mean_s": (0.1, 0.2)}})
+    one = fit.model_copy(update={"held_out": {"tpot_mean_s": (0.5, 0.5), "ttft_p50_s": (0.3, -0.3)}})
+    two = fit.model_copy(update={"held_out": {"ttft_p50_s": (0.4,)}})
+    first, second, third = with_peers([alone, one, two])
+    assert first.held_out == {"tpot_mean_s": (0.1, 0.2), "ttft_p50_s": (0.3, -0.3, 0.4)}
+    assert second.held_out == {"tpot_mean_s": (0.5, 0.5), "ttft_p50_s": (0.3, -0.3)}
+    assert third.held_out["tpot_mean_s"] == (0.1, 0.2, 0.5, 0.5) and third.held_out["ttft_p50_s"] == (0.4,)

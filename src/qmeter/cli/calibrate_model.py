@@ -18,7 +18,7 @@ from qmeter.record import Record
 from qmeter.simulate.calibrate import DRAWS, Tables
 from qmeter.simulate.calibration import Calibration, save
 from qmeter.simulate.carry import fit_records, physics_data
-from qmeter.simulate.heldout import calibrate_checked
+from qmeter.simulate.heldout import calibrate_checked, with_peers
 from qmeter.simulate.physics import PhysicsFit
 from qmeter.simulate.validate import Comparison, by_deployment, cached, compare, leave_one_out, scores
 from qmeter.store import open_results
@@ -83,25 +83,32 @@ def _wanted(record: Record, methods: list[str] | None, model: str | None) -> boo
 def _fit_all(
     groups: Sequence[Sequence[Record]], tables: Tables, hold: list[str], check: bool, draws: int, console: Console
 ) -> tuple[list[Calibration], list[Comparison], list[str]]:
-    made: list[Calibration] = []
     rows: list[Comparison] = []
     faults: list[str] = []
+    kept = [[r for r in group if r.cell["workload"]["name"] not in hold] for group in groups]
+    fits: dict[int, Calibration] = {}
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("calibrating", total=len(groups))
-        for group in groups:
-            d = group[0].cell["deployment"]
-            progress.update(task, description=f"{d['model']['name']}/{d['method']}")
-            kept = [r for r in group if r.cell["workload"]["name"] not in hold]
+        task = progress.add_task("calibrating", total=len(groups) * (2 if check else 1))
+        for n, group in enumerate(kept):
+            progress.update(task, description=_title(groups[n]))
             try:
-                found = calibrate_checked(kept, tables, draws=draws)
-                made.append(found)
-                rows += compare(found, [r for r in group if r not in kept], held_out=True)
-                if check:
-                    rows += leave_one_out(kept, tables)
+                fits[n] = calibrate_checked(group, tables, draws=draws)
             except AnalysisError as error:
-                faults.append(f"{d['model']['name']}/{d['method']}: {error.message}")
+                faults.append(f"{_title(groups[n])}: {error.message}")
             progress.advance(task)
+        made = with_peers(list(fits.values()))
+        for n, whole in zip(fits, made, strict=True):
+            progress.update(task, description=f"{_title(groups[n])}, checked")
+            rows += compare(whole, [r for r in groups[n] if r not in kept[n]], held_out=True)
+            if check:
+                rows += leave_one_out(kept[n], tables, peers=[f for m, f in fits.items() if m != n])
+                progress.advance(task)
     return made, rows, faults
+
+
+def _title(group: Sequence[Record]) -> str:
+    d = group[0].cell["deployment"]
+    return f"{d['model']['name']}/{d['method']}"
 
 
 def _physics(groups: Sequence[Sequence[Record]], tables: Tables) -> PhysicsFit | None:

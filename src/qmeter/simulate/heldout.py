@@ -27,6 +27,8 @@ SEED = 1
 Fitter = Callable[[Sequence[Record], Tables], Calibration]
 LEAST_LOADS = 2
 """Errors that make an interval: one alone would give Student's t with its one degree of freedom."""
+LEAST_FITTED = 2
+"""Loads that a fit must rest on for its error to count: on one load it cannot tell what grows with the load."""
 
 
 def without_draws(records: Sequence[Record], tables: Tables) -> Calibration:
@@ -69,6 +71,8 @@ def held_out_errors(
     found: dict[str, list[float]] = {}
     for name in dict.fromkeys(load_name(r) for r in used):
         rest = [r for r in used if load_name(r) != name]
+        if len({load_name(r) for r in rest}) < LEAST_FITTED:
+            continue
         try:
             others = fit(rest, tables)
             own = [_errors(others, r) for r in used if load_name(r) == name]
@@ -78,6 +82,24 @@ def held_out_errors(
             squares = [errors[metric] ** 2 for errors in own if metric in errors]
             found.setdefault(metric, []).append(float(np.sqrt(np.mean(squares))))
     return {m: tuple(round(e, 5) for e in errors) for m, errors in found.items() if len(errors) >= LEAST_LOADS}
+
+
+def with_peers(fits: Sequence[Calibration]) -> list[Calibration]:
+    """Each fit; a metric that has no errors of its own for want of loads takes those of all others, pooled.
+
+    The others' fits leave out the same parts of the machine; that they were measured under the same loads makes the
+    pool a little less certain than its number says.
+    """
+    return [borrow(fit, [other for other in fits if other is not fit]) for fit in fits]
+
+
+def borrow(fit: Calibration, others: Sequence[Calibration]) -> Calibration:
+    """``fit`` with the errors of ``others``, pooled, where it has none of its own."""
+    pool: dict[str, tuple[float, ...]] = {}
+    for other in others:
+        for metric, errors in other.held_out.items():
+            pool[metric] = (*pool.get(metric, ()), *errors)
+    return fit.model_copy(update={"held_out": {**pool, **fit.held_out}})
 
 
 def load_name(record: Record) -> str:

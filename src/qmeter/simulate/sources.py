@@ -9,7 +9,7 @@ from qmeter.errors import AnalysisError
 from qmeter.record import Record
 from qmeter.simulate.calibrate import device_of, replicas_of
 from qmeter.simulate.calibration import Calibration, find, load_calibrations
-from qmeter.simulate.heldout import calibrate_checked
+from qmeter.simulate.heldout import calibrate_checked, with_peers
 from qmeter.simulate.validate import by_deployment, cached
 from qmeter.store import open_results
 
@@ -39,7 +39,7 @@ def calibrations_of(source: str, **wanted: str | None) -> list[Calibration]:
         )
     alone = [g for g in picked if replicas_of(g[0]) == 1]
     tables = cached(results.tables)
-    return [calibrate_checked(group, tables) for group in alone or picked]
+    return with_peers([calibrate_checked(group, tables) for group in alone or picked])
 
 
 def named(record: Record) -> Mapping[str, str]:

@@ -10,7 +10,7 @@ import numpy as np
 from qmeter.record import CellStatus, CellTables, Record, RecordKind
 from qmeter.simulate.calibrate import Tables
 from qmeter.simulate.calibration import Calibration
-from qmeter.simulate.heldout import calibrate_checked, load_name, remembered, workload_of
+from qmeter.simulate.heldout import borrow, calibrate_checked, load_name, remembered, workload_of
 from qmeter.simulate.predict import DRAWS, predict
 
 METRICS = (
@@ -90,8 +90,13 @@ def by_deployment(records: Iterable[Record]) -> list[list[Record]]:
     return list(groups.values())
 
 
-def leave_one_out(records: Sequence[Record], tables: Tables, *, draws: int = DRAWS) -> list[Comparison]:
-    """Each workload point of one deployment predicted from a calibration that never saw it (its repeats neither)."""
+def leave_one_out(
+    records: Sequence[Record], tables: Tables, *, draws: int = DRAWS, peers: Sequence[Calibration] = ()
+) -> list[Comparison]:
+    """Each workload point of one deployment predicted from a calibration that never saw it (its repeats neither).
+
+    ``peers``: fits of other deployments, whose errors stand in where too few loads are left for errors of its own.
+    """
     rows = []
     names = list(dict.fromkeys(load_name(r) for r in records))
     edges, fit = _edges(records), remembered()
@@ -99,7 +104,8 @@ def leave_one_out(records: Sequence[Record], tables: Tables, *, draws: int = DRA
         rest = [r for r in records if load_name(r) != name]
         if rest:
             own = [r for r in records if load_name(r) == name]
-            found = compare(calibrate_checked(rest, tables, fit=fit), own, held_out=True, draws=draws)
+            fitted = borrow(calibrate_checked(rest, tables, fit=fit), peers)
+            found = compare(fitted, own, held_out=True, draws=draws)
             rows += [replace(row, edge=name in edges) for row in found]
     return rows
 
