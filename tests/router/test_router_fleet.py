@@ -29,8 +29,8 @@ MODEL = {"name": "m", "source": "none.gguf", "shape": "smollm2-135m"}
 
 
 @pytest.fixture(autouse=True)
-def fake_engine() -> None:
-    ENGINES._rows["fake"] = "qmeter.testing.fake_engine:FakeEngine"
+def fake_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENGINES._rows, "fake", "qmeter.testing.fake_engine:FakeEngine")
 
 
 def schedule(slots: list[dict[str, Any]], *, tpot_ms: float = 5, **rest: Any) -> ScheduleFile:
@@ -219,7 +219,6 @@ asyncio.run(serve_schedule(made, {d.name: artifact for d in made.deployments}, p
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_however_the_program_ends_its_engines_end(tmp_path: Path, number: signal.Signals) -> None:
     path = tmp_path / "schedule.yaml"
-    ENGINES._rows["fake"] = "qmeter.testing.fake_engine:FakeEngine"
     path.write_text(yaml.safe_dump(json.loads(_seconds(schedule([slot("0s", f16=2)]).model_dump_json()))))
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(Path(__file__).parent), str(path), str(tmp_path / "logs")],
