@@ -88,7 +88,7 @@ def _fit_all(
     kept = [[r for r in group if r.cell["workload"]["name"] not in hold] for group in groups]
     fits: dict[int, Calibration] = {}
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("calibrating", total=len(groups) * (2 if check else 1))
+        task = progress.add_task("calibrating", total=2 * len(groups))
         for n, group in enumerate(kept):
             progress.update(task, description=_title(groups[n]))
             try:
@@ -99,10 +99,13 @@ def _fit_all(
         made = with_peers(list(fits.values()))
         for n, whole in zip(fits, made, strict=True):
             progress.update(task, description=f"{_title(groups[n])}, checked")
-            rows += compare(whole, [r for r in groups[n] if r not in kept[n]], held_out=True)
-            if check:
-                rows += leave_one_out(kept[n], tables, peers=[f for m, f in fits.items() if m != n])
-                progress.advance(task)
+            try:
+                rows += compare(whole, [r for r in groups[n] if r not in kept[n]], held_out=True)
+                if check:
+                    rows += leave_one_out(kept[n], tables, peers=[f for m, f in fits.items() if m != n])
+            except AnalysisError as error:
+                faults.append(f"{_title(groups[n])}: {error.message}")
+            progress.advance(task)
     return made, rows, faults
 
 

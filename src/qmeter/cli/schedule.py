@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import sys
@@ -54,12 +55,14 @@ def schedule(
 @contextmanager
 def _solver_noise_to_stderr() -> Iterator[None]:
     """HiGHS writes a line to the process's standard output where it repairs a solution: no part of our JSON."""
+    libc = ctypes.CDLL(None)
     sys.stdout.flush()
     kept = os.dup(1)
     try:
         os.dup2(2, 1)
         yield
     finally:
+        libc.fflush(None)  # into a pipe C writes when its buffer is full, or at exit: then it would be ours again
         os.dup2(kept, 1)
         os.close(kept)
 
