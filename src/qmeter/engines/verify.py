@@ -51,6 +51,8 @@ def _weight_bytes(
     """Bytes loaded on all devices together against the exact count of each right layout, within the tolerance."""
     right = [shape.weight_bytes(layout) * replicas for layout in (flags.layout, *flags.other_layouts)]
     asked = f"{' or '.join(_gib(count) for count in right)} ±{WEIGHT_BYTES_TOLERANCE:.0%}"
+    if effective.weight_excess_bytes:
+        asked += f", and up to {_gib(effective.weight_excess_bytes)} of its allocator's"
     seen = effective.weight_bytes
     if seen is None:
         return Check(name="weight_bytes", expected=asked, seen=None, passed=None, why=_unsaid("weight bytes"))

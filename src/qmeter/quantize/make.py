@@ -100,7 +100,7 @@ def make_checkpoint(
 
     Raises:
         UnknownName, MethodUnsupported: the method is none that a checkpoint is made for.
-        MissingExtra: llm-compressor is not installed for ``python``.
+        MissingExtra: llm-compressor (for LLM.int8(): bitsandbytes) is not installed for ``python``.
         SourceError: the model cannot be read, or quantization failed.
     """
     known, plan = recipe(method)

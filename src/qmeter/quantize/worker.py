@@ -1,4 +1,4 @@
-"""Runs in a process with torch and llm-compressor (and without qMeter): ``python worker.py JOB.json``.
+"""Runs in a process with torch and llm-compressor or bitsandbytes (and without qMeter): ``python worker.py JOB.json``.
 
 Stages, each written whole before the next and left alone where it is there already: the token ids to calibrate on,
 ``checkpoint/`` (what vLLM loads), ``measured.json`` (errors of the checkpoint as read back from disk).
@@ -107,12 +107,13 @@ def compress(job: dict[str, Any], work: Path, out: Path) -> None:
 
     from transformers import AutoTokenizer
 
-    model = load_int8(job) if job["recipe"]["algorithm"] == "bitsandbytes" else by_llmcompressor(job)
     temporary = out.with_name("checkpoint.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    packed = {"quantization_format": "pack-quantized"} if job["recipe"]["weights"]["num_bits"] == 4 else {}
-    saved = {} if job["recipe"]["algorithm"] == "bitsandbytes" else {"save_compressed": True, **packed}
-    model.save_pretrained(temporary, **saved)
+    if job["recipe"]["algorithm"] == "bitsandbytes":
+        load_int8(job).save_pretrained(temporary)
+    else:
+        packed = {"quantization_format": "pack-quantized"} if job["recipe"]["weights"]["num_bits"] == 4 else {}
+        by_llmcompressor(job).save_pretrained(temporary, save_compressed=True, **packed)
     AutoTokenizer.from_pretrained(job["model"]).save_pretrained(temporary)
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         source = Path(job["model"]) / name

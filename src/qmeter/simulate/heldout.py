@@ -68,11 +68,10 @@ def held_out_errors(
     Shares and counts have none; nor has anything where too few loads are left to fit from.
     """
     used = [r for r in records if r.status is CellStatus.OK and r.kind is RecordKind.MEASURED]
+    names = dict.fromkeys(load_name(r) for r in used)
     found: dict[str, list[float]] = {}
-    for name in dict.fromkeys(load_name(r) for r in used):
+    for name in names if len(names) > LEAST_FITTED else ():
         rest = [r for r in used if load_name(r) != name]
-        if len({load_name(r) for r in rest}) < LEAST_FITTED:
-            continue
         try:
             others = fit(rest, tables)
             own = [_errors(others, r) for r in used if load_name(r) == name]

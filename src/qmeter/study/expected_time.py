@@ -8,7 +8,7 @@ from statistics import median
 from qmeter import catalog
 from qmeter.analysis.points import device_of
 from qmeter.engines.table import Gpus, traits
-from qmeter.errors import QMeterError
+from qmeter.errors import QMeterError, UnknownName
 from qmeter.spec.study import Deployment
 from qmeter.spec.workload import WorkloadSpec
 from qmeter.store import list_profiles
@@ -49,15 +49,8 @@ def start_s(
         device: the host's, by the catalog's name; starts measured on it count, else those on others.
     """
     row = traits(deployment.engine.name)
-    times = _measured().get(_key(deployment), {})
-    alike = times.get((device or "", deployment.placement.value)) or times.get((device or "", "alone"))
-    if not times and (near := _of_nearest_shape(deployment, device)):
-        return (max(near, row.cold_start_s), FIRST) if first else (near, "measured with another model")
-    if times:
-        found = median(alike or [t for several in times.values() for t in several])
-        longest = max(found, row.cold_start_s) if first else found
-        source = "measured in a profile" if alike else "measured on another device"
-        return longest, FIRST if longest > found else source
+    if seen := _seen(deployment, device):
+        return (row.cold_start_s, FIRST) if first and row.cold_start_s > seen[0] else seen
     base = row.cold_start_s if first else row.start_s
     if row.gpus is not Gpus.AS_MANY_AS_ASKED:
         return base, "estimate"
@@ -65,21 +58,39 @@ def start_s(
     return base + several + GIB_S * (weights_bytes or 0.0) / 2**30, "estimate"
 
 
+def _seen(deployment: Deployment, device: str | None) -> tuple[float, str] | None:
+    """Median of measured starts, and whose they are; ``None``: there are none like it. Units: s."""
+    times = _measured().get(_key(deployment), {})
+    if alike := times.get((device or "", deployment.placement.value)) or times.get((device or "", "alone")):
+        return median(alike), "measured in a profile"
+    if times:
+        return median(t for several in times.values() for t in several), "measured on another device"
+    near = _of_nearest_shape(deployment, device)
+    return None if near is None else (near, "measured with another model")
+
+
 def _of_nearest_shape(deployment: Deployment, device: str | None) -> float | None:
     """Median start of the same method and degrees on this device, of the shape whose number of layers is nearest.
 
     Tracing and compiling are most of a start and grow with the layers. Units: s.
     """
-    if deployment.model.shape is None or not device:
-        return None
     engine, shape, method, degrees = _key(deployment)
-    layers = catalog.model(shape).layers
+    layers = _layers(shape)
     near = [
-        (abs(catalog.model(key[1]).layers - layers), times[(device, "alone")])
+        (abs(other - layers), times[(device, "alone")])
         for key, times in _measured().items()
-        if (key[0], key[2], key[3]) == (engine, method, degrees) and (device, "alone") in times
+        if (key[0], key[2], key[3]) == (engine, method, degrees) and device and (device, "alone") in times
+        if layers is not None and (other := _layers(key[1])) is not None
     ]
     return median(min(near)[1]) if near else None
+
+
+def _layers(shape: str | None) -> int | None:
+    """Of a catalogued shape; ``None``: a profile from elsewhere may name one that is not."""
+    try:
+        return catalog.model(shape).layers if shape else None
+    except UnknownName:
+        return None
 
 
 Key = tuple[str, str, str, tuple[int, int, int]]

@@ -21,6 +21,7 @@ from qmeter.telemetry.recorder import Recorder
 IDLE_S = 3.0
 """Length of the baseline before each deployment, where the host has a power counter. Units: s."""
 _READ = {"sm_clock_hz": "Hz", "temperature_c": "°C", "memory_used_bytes": "B"}
+NONE_LISTED = "the driver lists none; in some containers it lists none ever"
 _GPU = re.compile(r"^(gpu\d+)\.")
 
 
@@ -71,7 +72,7 @@ def baseline(
     conditions = {f"idle_{name}": _mean(telemetry, gpus, name, unit) for name, unit in _READ.items()}
     held = [processes[g] for g in gpus if g in processes]
     conditions["idle_processes"] = (
-        Quantity.of(sum(held), "1", n=len(held))
+        Quantity.of(sum(held), "1", n=len(held), why=None if any(held) else NONE_LISTED)
         if len(held) == len(gpus)
         else Quantity.unknown("1", "no sampler lists the processes on these GPUs")
     )
