@@ -25,7 +25,7 @@ from qmeter.record import (
     Telemetry,
     Tokens,
 )
-from qmeter.spec.study import Study
+from qmeter.spec.study import Study, expand
 from qmeter.store import StudyStore
 from qmeter.store.database import connect
 
@@ -164,6 +164,33 @@ def test_another_study_is_not_mixed_in(store: StudyStore) -> None:
     other = STUDY.model_copy(update={"seed": 9})
     with pytest.raises(StoreError, match="different study"):
         StudyStore.create(store.folder, other, "")
+
+
+def test_a_method_added_to_the_study_goes_on_in_its_folder(store: StudyStore) -> None:
+    store.append(record(expand(STUDY)[0].id))
+    wider = STUDY.model_copy(update={"methods": ("f16", "int8-wo")})
+    again = StudyStore.create(store.folder, wider, "qmeter: 1 # wider\n")
+    assert again.study == wider
+    assert [r.cell_id for r in again.records()] == [expand(wider)[0].id], "what was measured is there"
+    assert (store.folder / "study.yaml").read_text() == "qmeter: 1 # wider\n"
+    assert (store.folder / "study.1.yaml").read_text() == "qmeter: 1\n", "the former study is kept"
+
+
+def test_a_study_that_lacks_what_was_measured_is_refused_and_nothing_changed(store: StudyStore) -> None:
+    store.append(record(expand(STUDY)[0].id))
+    other = STUDY.model_copy(update={"seed": 9})
+    with pytest.raises(StoreError, match="1 of its 1 records belong to no cell"):
+        StudyStore.create(store.folder, other, "")
+    assert store.study == STUDY
+    assert not (store.folder / "study.1.yaml").exists()
+
+
+def test_a_study_does_not_grow_under_a_run(store: StudyStore) -> None:
+    store.append(record(expand(STUDY)[0].id))
+    wider = STUDY.model_copy(update={"methods": ("f16", "int8-wo")})
+    with store.lock(), pytest.raises(StoreError, match="another run"):
+        StudyStore.create(store.folder, wider, "")
+    assert store.study == STUDY
 
 
 def test_foreign_files_are_not_written_over(tmp_path: Path) -> None:

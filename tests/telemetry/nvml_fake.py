@@ -54,6 +54,9 @@ class FakeNvml:
             raise NVMLError("Invalid Argument")
         return index
 
+    def nvmlDeviceGetUUID(self, handle):
+        return f"GPU-{handle}"
+
     def nvmlDeviceGetHandleByUUID(self, uuid):
         return int(uuid.decode().removeprefix("GPU-"))
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from qmeter.errors import IncompatibleRecords, StoreError
 from qmeter.record import TABLES, CellTables, Record
 from qmeter.spec.identity import essence
-from qmeter.spec.study import Study
+from qmeter.spec.study import Study, expand
 from qmeter.store.journal import Journal
 from qmeter.store.query import Rows, run_query
 from qmeter.store.tables import read_tables, write_tables
@@ -48,6 +48,10 @@ class StudyStore:
     def create(cls, folder: Path, study: Study, text: str) -> StudyStore:
         """Make the folder, or open it where the same study already is there.
 
+        A study that has every cell measured there, and others, takes the place of the one that is there (which is kept
+        beside it as ``study.1.yaml``, ``study.2.yaml``, …): a method, a load or a repeat added to a study is measured
+        without measuring the rest again.
+
         Raises:
             StoreError: the folder holds another study, or other files, or cannot be written.
         """
@@ -56,10 +60,7 @@ class StudyStore:
         if resolved.exists():
             store = cls(folder)
             if essence(store.study.model_dump(mode="json")) != essence(study.model_dump(mode="json")):
-                raise StoreError(
-                    f"{folder} already holds a different study",
-                    hint="choose another folder with --out, or resume that one: qmeter resume DIR",
-                )
+                store._grow(study, text)
             return store
         try:
             if folder.exists() and not all(p.name.startswith("study.") for p in folder.iterdir()):
@@ -92,6 +93,29 @@ class StudyStore:
                 f"{self.folder / 'study.json'}: {where}: {first['msg']}",
                 hint="it was edited, or written by another version of qMeter: use that one, or run study.yaml anew",
             ) from error
+
+    def _grow(self, study: Study, text: str) -> None:
+        records = self.records()
+        known = {name for cell in expand(study) for name in (cell.id, cell.former_id)}
+        strange = [record for record in records if record.cell_id not in known]
+        if strange or not records:
+            lacks = f": {len(strange)} of its {len(records)} records belong to no cell of this one" if strange else ""
+            raise StoreError(
+                f"{self.folder} already holds a different study{lacks}",
+                hint="choose another folder with --out, or resume that one: qmeter resume DIR (a study may grow, "
+                "but what was measured must stay in it unchanged)",
+            )
+        with self.lock():
+            number = next(n for n in range(1, 10_000) if not (self.folder / f"study.{n}.yaml").exists())
+            try:
+                if (self.folder / "study.yaml").is_file():
+                    os.replace(self.folder / "study.yaml", self.folder / f"study.{number}.yaml")
+                write_atomic(self.folder / "study.yaml", text)
+                write_atomic(self.folder / "study.json", json.dumps(study.model_dump(mode="json"), indent=1))
+            except OSError as error:
+                raise StoreError(
+                    f"cannot write to {self.folder}: {error.strerror or error}", hint="make the folder writable"
+                ) from error
 
     @contextmanager
     def lock(self) -> Iterator[None]:

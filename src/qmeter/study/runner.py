@@ -14,6 +14,7 @@ from qmeter.store import StudyStore
 from qmeter.study.continuity import changes, require_known_cells
 from qmeter.study.events import Listener, StudyEnded, StudyStarted, silent
 from qmeter.study.findings import HostFacts
+from qmeter.study.gpu_lock import gpu_uuids, hold_gpus
 from qmeter.study.placement import Group, plan_groups
 from qmeter.study.side_by_side import GroupRun
 from qmeter.study.simulated import is_predicted, run_simulated
@@ -36,7 +37,7 @@ def run_study(
         retry_failed: measure again the cells whose latest record is failed or invalid.
 
     Raises:
-        StoreError: another run holds the folder, or it cannot be written.
+        StoreError: another run holds the folder or a GPU, or the folder cannot be written.
         IncompatibleRecords: the folder's records are of other cells or models than the study's.
         TelemetryError: the recording to replay cannot be read.
     """
@@ -53,10 +54,11 @@ def run_study(
         listener(StudyStarted(study.name, str(store.folder), len(cells), len(cells) - len(pending)))
         measured = run_simulated(study, store, pending, listener, warnings)
         ours = [cell for cell in cells if not is_predicted(cell)]
-        waiting = _run_groups(
-            plan_groups(ours, host.gpus), {cell.id for cell in measured},
-            GroupRun(store, study, cache or default_cache(), listener, host.gpus, set(), 0, warnings),
-        )  # fmt: skip
+        groups, left = plan_groups(ours, host.gpus), {cell.id for cell in measured}
+        used = {d for g in groups if g.waits is None and _pending_of(g, left) for d in g.devices}
+        with hold_gpus(gpu_uuids(used) if used else (), str(store.folder.resolve())):
+            run = GroupRun(store, study, cache or default_cache(), listener, host.gpus, set(), 0, warnings)
+            waiting = _run_groups(groups, left, run)
         ids = {name for cell in cells for name in (cell.id, cell.former_id)}
         ended = replace(_outcome(store, ids, time.monotonic() - started_s), waiting=waiting)
     listener(ended)
@@ -82,7 +84,7 @@ def _run_groups(groups: list[Group], pending: set[str], run: GroupRun) -> int:
     run.pending, run.remaining = pending, len(pending)
     try:
         for group in groups:
-            mine = sum(cell.id in pending for member in group.members for cell in member.cells)
+            mine = _pending_of(group, pending)
             if group.waits is not None:
                 waiting += mine
             elif mine:
@@ -94,6 +96,10 @@ def _run_groups(groups: list[Group], pending: set[str], run: GroupRun) -> int:
     finally:
         standby.discard_all()
     return waiting
+
+
+def _pending_of(group: Group, pending: set[str]) -> int:
+    return sum(cell.id in pending for member in group.members for cell in member.cells)
 
 
 def _replay_warnings(study: Study) -> list[Reason]:
