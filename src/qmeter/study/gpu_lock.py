@@ -1,8 +1,8 @@
 """One run at a time measures on a GPU: a second would disturb the first's numbers, and neither record would say so.
 
-The locks are files of the host (``$TMPDIR/qmeter-gpu-UUID.lock``), held by the kernel for as long as the process lives:
-one that is killed leaves none behind. They keep apart the runs of all users of one ``/tmp``, not those in containers with
-a ``/tmp`` of their own; what other programs hold of a GPU stands in each record's idle baseline.
+The locks are files of the host (``$TMPDIR/qmeter-gpu-UUID.lock``), held by the kernel for as long as the process
+lives: one that is killed leaves none behind. They keep apart the runs of all users of one ``/tmp``, not those in
+containers with a ``/tmp`` of their own; what other programs hold of a GPU stands in each record's idle baseline.
 """
 
 from __future__ import annotations
