@@ -7,6 +7,7 @@ import shutil
 import time
 from pathlib import Path
 
+from qmeter.engines import standby
 from qmeter.errors import SpecError, TelemetryError
 from qmeter.simulate import Calibration
 from qmeter.spec.study import Cell, Study, deployments
@@ -59,6 +60,13 @@ class Measurer:
             return Outcome({}, reason_of(error), time.monotonic() - began_s)
         return outcome_of(store.records(), self._terms, proposal.repeat, time.monotonic() - began_s)
 
+    def __enter__(self) -> Measurer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End what the last evaluation left for the next."""
+        standby.discard_all()
+
     def _run(self, study: Study, store: StudyStore, proposal: Proposal) -> None:
         known = self._known
         if known is not None:
@@ -70,7 +78,7 @@ class Measurer:
             return
         cap = proposal.point.get(POWER)
         with power_cap(float(cap), allow=self._allow) if cap is not None else contextlib.nullcontext():
-            run_study(study, store, listener=self._listener)
+            run_study(study, store, listener=self._listener, keep_standby=True)
 
     def _lend_scores(self, store: StudyStore, study: Study) -> None:
         """Give the study's deployments the reference and the scores that an earlier evaluation of their method made."""

@@ -28,6 +28,7 @@ def run_study(
     cache: Path | None = None,
     retry_failed: bool = False,
     host: HostFacts | None = None,
+    keep_standby: bool = False,
 ) -> StudyEnded:
     """Measure every cell that the store lacks; on return each has a record, but for those that need more GPUs.
 
@@ -35,6 +36,8 @@ def run_study(
         host: whose GPUs deployments are placed on (default: this host).
         cache: where models are kept (default: :func:`default_cache`).
         retry_failed: measure again the cells whose latest record is failed or invalid.
+        keep_standby: leave the engine program that was started ahead to the study that follows in this process; the
+            caller ends it (:func:`qmeter.engines.standby.discard_all`).
 
     Raises:
         StoreError: another run holds the folder or a GPU, or the folder cannot be written.
@@ -58,7 +61,11 @@ def run_study(
         used = {d for g in groups if g.waits is None and _pending_of(g, left) for d in g.devices}
         with hold_gpus(gpu_uuids(used) if used else (), str(store.folder.resolve())):
             run = GroupRun(store, study, cache or default_cache(), listener, host.gpus, set(), 0, warnings)
-            waiting = _run_groups(groups, left, run)
+            try:
+                waiting = _run_groups(groups, left, run)
+            finally:
+                if not keep_standby:
+                    standby.discard_all()
         ids = {name for cell in cells for name in (cell.id, cell.former_id)}
         ended = replace(_outcome(store, ids, time.monotonic() - started_s), waiting=waiting)
     listener(ended)
@@ -82,19 +89,16 @@ def _run_groups(groups: list[Group], pending: set[str], run: GroupRun) -> int:
     """Run the groups that this host can; returns how many pending cells wait for another host."""
     waiting, last = 0, tuple[int, ...]()
     run.pending, run.remaining = pending, len(pending)
-    try:
-        for group in groups:
-            mine = _pending_of(group, pending)
-            if group.waits is not None:
-                waiting += mine
-            elif mine:
-                if last and group.devices != last:
-                    standby.discard_all()  # they would see other GPUs than these
-                run.run(group)
-                last = group.devices
-            run.remaining -= mine
-    finally:
-        standby.discard_all()
+    for group in groups:
+        mine = _pending_of(group, pending)
+        if group.waits is not None:
+            waiting += mine
+        elif mine:
+            if last and group.devices != last:
+                standby.discard_all()  # they would see other GPUs than these
+            run.run(group)
+            last = group.devices
+        run.remaining -= mine
     return waiting
 
 
