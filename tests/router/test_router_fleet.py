@@ -126,6 +126,24 @@ def test_switching_under_load_loses_nothing(tmp_path: Path) -> None:
     assert served.restarts == 0 and no_process_of(tmp_path)
 
 
+@pytest.mark.parametrize("gpus", [((0,), (0,)), ((0,), (1,))])
+def test_replicas_that_share_a_gpu_start_one_after_another(tmp_path: Path, gpus: tuple[tuple[int], ...]) -> None:
+    made = schedule([slot("0s", f16=1, w8a16=1)])
+    placed = [d.model_copy(update={"replicas": 1, "gpus": (g,)}) for d, g in zip(made.deployments, gpus, strict=True)]
+    made = made.model_copy(update={"deployments": tuple(placed)})
+    seen: list[tuple[float, float]] = []
+
+    async def during(url: str) -> None:
+        for row in (await state(url))["replicas"]:
+            seen.append((psutil.Process(row["pids"][0]).create_time(), row["startup_s"]))
+
+    served = asyncio.run(serve(made, tmp_path, Load(5, 2), during))
+    (first_s, took_s), (second_s, _) = sorted(seen)
+    shared = gpus[0] == gpus[1]
+    assert (second_s - first_s > took_s - 0.1) == shared, seen
+    assert served.restarts == 0 and made.shares_gpus(made.deployments[0]) == shared
+
+
 def test_a_replica_killed_under_load_costs_only_what_it_had(tmp_path: Path) -> None:
     made = schedule([slot("0s", f16=2)])
     load = Load(25, 40)

@@ -10,6 +10,7 @@ import pytest
 import tune_worlds as w
 
 import qmeter.tune
+from qmeter.cli.tune import with_evaluations
 from qmeter.errors import IncompatibleRecords, StoreError
 from qmeter.record import Quantity, Reason
 from qmeter.tune.advise import advise
@@ -71,6 +72,17 @@ def test_killed_anywhere_it_goes_on_as_if_nothing_had_happened(tmp_path, sampler
     assert [(p.point, p.repeat) for p in (*done, *rest)] == [(p.point, p.repeat) for p in whole]
     numbers = [json.loads(line)["number"] for line in (tmp_path / "b" / "evaluations.jsonl").read_text().splitlines()]
     assert sorted(numbers) == sorted([*range(1, 25)] * 2), "every evaluation is asked for once and told once"
+
+
+def test_a_budget_that_is_spent_asks_nothing_even_where_a_measurement_was_cut_off(tmp_path):
+    first = tuner(tmp_path / "a")
+    assert first.typical_s == 0.0
+    go(first, 5)
+    first.ask()  # killed while it was measured
+    again = Tuner(with_evaluations(first.tuning, 5), tmp_path / "a")
+    assert again.ask() is None and again.done == 5 and advise(again).rows
+    assert again.typical_s == 1.0
+    assert len(go(tuner(tmp_path / "a"))) == 19, "with the file's own budget it goes on"
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ import json
 import math
 import shlex
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,7 @@ from qmeter.cli.tune_measure import Measurer
 from qmeter.cli.tune_view import front_table, show_search
 from qmeter.errors import SpecError, StoreError
 from qmeter.record import Reason
+from qmeter.spec.units import parse_duration_s
 from qmeter.spec.write import study_yaml
 from qmeter.store import write_atomic
 from qmeter.study.check import check_study
@@ -42,6 +44,14 @@ def tune(
     allow_power_cap: Annotated[
         bool, typer.Option("--allow-power-cap", help="Let the axis power_cap_w cap this host's GPUs.")
     ] = False,
+    evaluations: Annotated[
+        int | None,
+        typer.Option("--evaluations", "-n", min=0, help="Instead of the file's; 0: only make the folder ready."),
+    ] = None,
+    within: Annotated[
+        str | None,
+        typer.Option("--within", help="Start none that would end later, by the median so far (13min)."),
+    ] = None,
     no_report: Annotated[bool, typer.Option("--no-report", help="Write no HTML report.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line instead of a display.")] = False,
 ) -> None:
@@ -54,26 +64,27 @@ def tune(
     console = Console(stderr=as_json)
     if file.is_dir():
         file, out = file / FILE, file
-    tuning = load_tune(file)
+    tuning = with_evaluations(load_tune(file), evaluations)
+    end_s = _end_s(within)
     warnings = _check(tuning, allow_power_cap)
     known = _known(tuning, tuning.spec.measure.source) if tuning.spec.measure.kind == "simulator" else None
-    low_source = tuning.spec.low_fidelity.source if tuning.spec.low_fidelity else None
-    low_known = (
-        None if low_source is None else known if known and low_source == known.source else _known(tuning, low_source)
-    )
     require_knowable(tuning, known)
     for reason in warnings:
         console.print(f"[yellow]warning[/] {escape(reason.message)}", soft_wrap=True, highlight=False)
     folder = out or Path("runs") / tuning.spec.tune
     if dry_run:
-        low = _low(tuning, low_known, None, console)
+        low = _low(tuning, known, None, console)
         _print_space(tuning, low, console)
         return
     _open(folder, file, tuning)
-    low = _low(tuning, low_known, folder / LOW, console)
+    low = _low(tuning, known, folder / LOW, console)
+    if evaluations == 0:
+        console.print(f"ready: {len(low)} points simulated; next: qmeter tune {shlex.quote(str(folder))}",
+                      soft_wrap=True, highlight=False)  # fmt: skip
+        return
     tuner = Tuner(tuning, folder, low)
     try:
-        _search(tuner, tuning, folder, known, allow_power_cap, as_json, report=not no_report)
+        _search(tuner, tuning, folder, known, allow_power_cap, as_json, report=not no_report, end_s=end_s)
     except KeyboardInterrupt:
         typer.echo(f"\nwhat was measured is kept; to go on: qmeter tune {shlex.quote(str(folder))}", err=True)
         raise
@@ -85,9 +96,9 @@ def tune(
 
 def _search(
     tuner: Tuner, tuning: Tuning, folder: Path, known: Known | None, allow_power_cap: bool, as_json: bool, *,
-    report: bool,
+    report: bool, end_s: float,
 ) -> None:  # fmt: skip
-    """Ask, measure, tell, until the budget is spent; the report grows with it."""
+    """Ask, measure, tell, until the budget is spent or the time up; the report grows with it."""
     page, written_s, every_s = None, -math.inf, 0.0
     if report:
         from qmeter.report.tuning import REFRESH_S, write_tuning
@@ -95,7 +106,7 @@ def _search(
         page, every_s = write_tuning, REFRESH_S
     with show_search(tuner, as_json) as view:
         measurer = Measurer(tuning, folder, known, view.study_event, allow_power_cap)
-        while (proposal := tuner.ask()) is not None:
+        while time.monotonic() + tuner.typical_s < end_s and (proposal := tuner.ask()) is not None:
             view.asked(proposal)
             outcome = measurer.measure(proposal)
             tuner.tell(proposal, outcome)
@@ -115,6 +126,22 @@ def _check(tuning: Tuning, allow_power_cap: bool) -> list[Reason]:
     if tuning.spec.measure.kind == "simulator":
         return []
     return [w for w in check_study(tuning.all_methods()) if w.kind != "one_repeat"]
+
+
+def with_evaluations(tuning: Tuning, evaluations: int | None) -> Tuning:
+    """The tuning with another budget, where one is given; the file stays as it is."""
+    if not evaluations:
+        return tuning
+    search = tuning.spec.search.model_copy(update={"evaluations": evaluations})
+    return replace(tuning, spec=tuning.spec.model_copy(update={"search": search}))
+
+
+def _end_s(within: str | None) -> float:
+    """When the last evaluation must have ended, on the monotonic clock. Units: s."""
+    try:
+        return math.inf if within is None else time.monotonic() + parse_duration_s(within)
+    except ValueError as error:
+        raise SpecError(f"--within: {error}", faults=[("--within", str(error))]) from error
 
 
 def _known(tuning: Tuning, source: str | None) -> Known:
@@ -165,13 +192,15 @@ def _found(source: str, folder: Path) -> str:
 
 
 def _low(tuning: Tuning, known: Known | None, kept: Path | None, console: Console) -> dict[Point, dict[str, float]]:
-    """The low fidelity's answers, from an earlier call where they are there."""
-    if known is None:
+    """The low fidelity's answers, from an earlier call where they are there. ``known``: the measure's, if simulated."""
+    source = tuning.spec.low_fidelity.source if tuning.spec.low_fidelity else None
+    if source is None:
         return {}
     points = tuning.space.points
     if kept is not None and kept.exists():
         rows = json.loads(kept.read_text())
         return {p: rows[p.id] for p in points if p.id in rows}
+    known = known if known and source == known.source else _known(tuning, source)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("simulating the space", total=len(points))
         found = screen(tuning, known, lambda done, _: progress.update(task, completed=done))

@@ -31,7 +31,8 @@ class ScheduledDeployment(Frozen):
         model, engine, method, device, parallelism: as in a study; one kind is one deployment of it.
         replicas: most that are ever up; for endpoints the number of ``urls``.
         urls: for the ``endpoint`` engine: one base URL a replica.
-        gpus: one list of GPU numbers a replica (sets CUDA_VISIBLE_DEVICES); empty: the engine's own choice.
+        gpus: one list of GPU numbers a replica (sets CUDA_VISIBLE_DEVICES); empty: the engine's own choice. Replicas
+            that share a GPU are started one after another.
         max_in_flight: requests one replica has at once; ``None``: the engine's own sequence limit, else 256.
         startup: how long before a slot its new replicas are started.
     """
@@ -130,6 +131,11 @@ class ScheduleFile(Frozen):
     def kind(self, name: str) -> ScheduledDeployment:
         """The deployment of that name."""
         return next(d for d in self.deployments if d.name == name)
+
+    def shares_gpus(self, kind: ScheduledDeployment) -> bool:
+        """Whether another deployment has a replica on one of its GPUs."""
+        mine = {gpu for gpus in kind.gpus for gpu in gpus}
+        return any(mine & {gpu for gpus in d.gpus for gpu in gpus} for d in self.deployments if d.name != kind.name)
 
     def slot_at(self, t_s: float) -> int:
         """The number of the slot that holds at ``t_s`` since the start."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from qmeter.engines import standby
 from qmeter.engines.base import Artifact
 from qmeter.errors import EngineError
 from qmeter.router.board import Board, Replica, State
@@ -80,6 +81,7 @@ class Fleet:
             if failed is not None:
                 raise EngineError(f"{failed.replica.name} could not be started: {failed.error}", stage="launch")
             await self._pause()
+        await asyncio.to_thread(standby.discard_all)
         self._began = time.monotonic()
         self._switch(first)
 
@@ -100,6 +102,7 @@ class Fleet:
         for process in self._processes.values():
             process.stop()
         await asyncio.gather(*(p.ended.wait() for p in self._processes.values()))
+        await asyncio.to_thread(standby.discard_all)
         self._caps.restore()
 
     async def _pause(self) -> None:
@@ -164,18 +167,25 @@ class Fleet:
             name = f"{kind_name}-{number}"
             if name in self._processes or time.monotonic() < self._again_at.get(name, 0.0):
                 continue
+            if self._beside_a_start(kind.gpus[number] if kind.gpus else ()):
+                continue
             if self._no_room():
                 return False
             replica = Replica(name, kind_name, kind.model.name)
             process = Process(
                 replica, kind, number, self._artifacts[kind_name], self._folder / name, asyncio.get_running_loop(),
-                self._note,
+                self._note, ahead=self._schedule.shares_gpus(kind),
             )  # fmt: skip
             self._processes[name] = process
             self._board.replicas[name] = replica
             process.start()
             return True
         return False
+
+    def _beside_a_start(self, gpus: tuple[int, ...]) -> bool:
+        """Whether another replica is starting on one of these GPUs: engines take what memory is free, and would
+        count each other's."""
+        return any(p.replica.state is State.STARTING and set(p.gpus) & set(gpus) for p in self._processes.values())
 
     def _note(self) -> None:
         self._changed.set()

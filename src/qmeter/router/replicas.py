@@ -22,16 +22,16 @@ DEFAULT_LIMIT = 256
 
 
 class _OnGpus:
-    """An engine whose launches see only some GPUs."""
+    """An engine whose launches see only some GPUs; ``ahead`` keeps what its launches have started ahead of them."""
 
-    def __init__(self, engine: Engine, gpus: tuple[int, ...]):
-        self._engine, self._gpus = engine, gpus
+    def __init__(self, engine: Engine, gpus: tuple[int, ...], ahead: bool):
+        self._engine, self._gpus, self._ahead = engine, gpus, ahead
 
     def launch_command(self, deployment: Deployment, artifact: Artifact, port: int, workdir: Path) -> Launch:
-        """The engine's own, with CUDA_VISIBLE_DEVICES set; nothing is started ahead of it."""
+        """The engine's own, with CUDA_VISIBLE_DEVICES set."""
         launch = self._engine.launch_command(deployment, artifact, port, workdir)
         seen = {"CUDA_VISIBLE_DEVICES": ",".join(str(g) for g in self._gpus)} if self._gpus else {}
-        return replace(launch, env={**launch.env, **seen}, standby=None)
+        return replace(launch, env={**launch.env, **seen}, standby=launch.standby if self._ahead else None)
 
     def effective(self, launch: Launch) -> EffectiveConfig | None:
         """The engine's own."""
@@ -48,6 +48,7 @@ class Process:
 
     Attributes:
         replica: what the router sees of it. number: which one of its kind.
+        ahead: whether its start lets the next one do its imports meanwhile (the next waits for the same GPUs).
         ended: set when the thread is done; ``error`` says why it could not start or died, ``None`` where it was told.
         startup_s: launch to ready, once it is. pids: of the engine.
     """
@@ -59,11 +60,17 @@ class Process:
     workdir: Path
     loop: asyncio.AbstractEventLoop
     changed: Callable[[], None]
+    ahead: bool = False
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     error: str | None = None
     startup_s: float | None = None
     pids: Callable[[], list[int]] = list
     _stop: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def gpus(self) -> tuple[int, ...]:
+        """The GPUs that it is confined to; empty: the engine's own choice."""
+        return self.kind.gpus[self.number] if self.kind.gpus else ()
 
     def start(self) -> None:
         """Start the server in a thread."""
@@ -76,10 +83,7 @@ class Process:
     def _keep(self) -> None:
         told = None
         try:
-            engine = _OnGpus(
-                _Stoppable(ENGINES.create(self.kind.engine.name), self._stop),
-                self.kind.gpus[self.number] if self.kind.gpus else (),
-            )
+            engine = _OnGpus(_Stoppable(ENGINES.create(self.kind.engine.name), self._stop), self.gpus, self.ahead)
             with serve(engine, self.kind.deployment(self.number), self.artifact, self.workdir) as server:
                 self.loop.call_soon_threadsafe(self._ready, server)
                 while server.alive and not self._stop.wait(ALIVE_POLL_S):

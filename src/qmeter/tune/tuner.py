@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from qmeter.errors import IncompatibleRecords
 from qmeter.record import Quantity
 from qmeter.tune.feasibility import Feasibility
@@ -100,17 +102,22 @@ class Tuner:
         return sum(o is not None for _, o in self._entries)
 
     @property
+    def typical_s(self) -> float:
+        """Median wall time of a measurement so far, 0 before the first. Units: s."""
+        return float(np.median([o.seconds for _, o in self._entries if o is not None] or [0.0]))
+
+    @property
     def lessons(self) -> list[str]:
         """What failures ruled out, in words."""
         return list(self._feasibility.lessons)
 
     def ask(self) -> Proposal | None:
         """The next measurement; one that was asked for and never told comes first. ``None``: the search is over."""
+        if self.done >= self.tuning.spec.search.evaluations:
+            return None
         waiting = next((p for p, o in self._entries if o is None), None)
         if waiting is not None:
             return waiting
-        if len(self._entries) >= self.tuning.spec.search.evaluations:
-            return None
         proposal = self._choose()
         if proposal is not None:
             self._journal.asked(proposal)
