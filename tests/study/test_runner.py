@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from qmeter.engines import standby
 from qmeter.errors import EngineError, StoreError
 from qmeter.record import CellStatus, Record, Steps
 from qmeter.spec.study import Study, expand
@@ -99,6 +100,17 @@ def test_an_engine_that_crashes_under_load_is_started_again_once(tmp_path: Path)
     assert [r.reasons[0].kind for r in records[2:]] == ["EngineCrashed"] * 2
     launches = [e for e in events if isinstance(e, StageStarted) and e.stage == "launch"]
     assert len(launches) == 3
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_what_was_started_ahead_is_ended_unless_the_caller_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: bool
+) -> None:
+    ended: list[bool] = []
+    monkeypatch.setattr(standby, "discard_all", lambda: ended.append(True))
+    store = StudyStore.create(tmp_path / "s", one_method(), fakes.TEXT)
+    run_study(one_method(), store, keep_standby=keep)
+    assert bool(ended) is not keep
 
 
 def one_method() -> Study:

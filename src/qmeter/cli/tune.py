@@ -104,8 +104,10 @@ def _search(
         from qmeter.report.tuning import REFRESH_S, write_tuning
 
         page, every_s = write_tuning, REFRESH_S
-    with show_search(tuner, as_json) as view:
-        measurer = Measurer(tuning, folder, known, view.study_event, allow_power_cap)
+    with (
+        show_search(tuner, as_json) as view,
+        Measurer(tuning, folder, known, view.study_event, allow_power_cap) as measurer,
+    ):
         while time.monotonic() + tuner.typical_s < end_s and (proposal := tuner.ask()) is not None:
             view.asked(proposal)
             outcome = measurer.measure(proposal)
