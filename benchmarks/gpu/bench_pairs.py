@@ -53,6 +53,8 @@ class Run:
         engine: server-side means over the run, from its own metrics: ``ttft_s``, ``queue_s``, ``prefill_s``.
         truth_ttft_s: on the ground truth, when it really wrote the first token after receipt.
         to_server_s: on the ground truth, from the client's send stamp to the server's receive stamp.
+        wire_ttft_s: from the request's last segment to the first token's, by the loopback interface's kernel stamps;
+            ``wire_before_s`` from the client's send stamp to that last segment; ``tap``: its counts, or why not.
         proof: qMeter's broken thresholds.
     """
 
@@ -71,6 +73,9 @@ class Run:
     engine: dict[str, float] = field(default_factory=dict)
     truth_ttft_s: F64 | None = None
     to_server_s: F64 | None = None
+    wire_ttft_s: F64 | None = None
+    wire_before_s: F64 | None = None
+    tap: str | dict[str, int] = ""
     proof: list[str] = field(default_factory=list)
     checks: dict[str, float | None] = field(default_factory=dict)
     reported: dict[str, float] = field(default_factory=dict)
@@ -83,7 +88,8 @@ class Run:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Run:
         """What :meth:`as_json` wrote."""
-        arrays = {"ttft_s", "ttft_intended_s", "tpot_s", "late_s", "truth_ttft_s", "to_server_s"}
+        arrays = {"ttft_s", "ttft_intended_s", "tpot_s", "late_s", "truth_ttft_s", "to_server_s", "wire_ttft_s",
+                  "wire_before_s"}  # fmt: skip
         return cls(**{k: _array(v) if k in arrays and v is not None else v for k, v in data.items()})
 
 
@@ -148,7 +154,8 @@ def paired(pairs: Sequence[tuple[F64, F64]], least: int = 1, seed: int = 0) -> P
 
 def compare(runs: Sequence[Run], client: str, other: str, name: str) -> Paired | None:
     """One quantity (``ttft_s``, ``ttft_intended_s``, ``tpot_s``) of two clients over the rounds that both ran."""
-    pairs = [(getattr(a, _column(a, name)), getattr(b, _column(b, name))) for a, b in rounds(runs, client, other)]
+    both = [(getattr(a, _column(a, name)), getattr(b, _column(b, name))) for a, b in rounds(runs, client, other)]
+    pairs = [(a, b) for a, b in both if a is not None and b is not None]
     return paired(pairs, least=max(1, round(runs[0].rate_hz))) if pairs else None
 
 
@@ -184,8 +191,9 @@ class Split:
 
     ``sending``: intended against actual send, ours. ``engine``: queue and prefill by the engine's own clock.
     ``front``: the server's text handling and hops between its processes. ``outside``: all that the server does not see
-    (HTTP, loopback, the clients). ``clients``: what the ground truth says the two clients differ by; part of
-    ``outside``. ``rest``: ``outside`` minus ``clients``. ``None`` where something was not measured.
+    (HTTP, loopback, the clients). ``clients``: what the two clients differ by against the wire's stamps in these very
+    runs, else against the ground truth; part of ``outside``. ``rest``: ``outside`` minus ``clients``. ``None`` where
+    something was not measured.
     """
 
     total: float
@@ -202,10 +210,12 @@ class Split:
 
 
 def split(runs: Sequence[Run], clients_s: float | None, client: str = TEXT) -> Split | None:
-    """The split of one (server, rate), over the rounds that both ran; ``clients_s`` from :func:`client_error`."""
+    """The split of one (server, rate), over the rounds that both ran; ``clients_s`` stands in where there is no tap."""
     same = rounds(runs, client, BENCH)
     if not same:
         return None
+    if (wire_s := _wire_difference(same)) is not None:
+        clients_s = wire_s
 
     def mean(of: Iterable[float]) -> float:
         return float(np.mean(list(of)))
@@ -219,6 +229,19 @@ def split(runs: Sequence[Run], clients_s: float | None, client: str = TEXT) -> S
     outside = total - sending - inside
     rest = None if clients_s is None else outside - clients_s
     return Split(total, sending, engine, inside - engine, outside, clients_s, rest)
+
+
+def _wire_difference(same: Sequence[tuple[Run, Run]]) -> float | None:
+    """Mean over rounds of (first client's TTFT − the wire's) − (second's); ``None`` where a run had no tap."""
+    each = [[wire_error([r]) for r in pair] for pair in same]
+    known = [a - b for a, b in each if a is not None and b is not None]
+    return float(np.mean(known)) if known and len(known) == len(each) else None
+
+
+def wire_error(runs: Sequence[Run]) -> float | None:
+    """Mean of (client's TTFT from its send − the wire's) over runs with a tap. Units: s."""
+    errors = [r.ttft_s - r.wire_ttft_s for r in runs if r.wire_ttft_s is not None and np.isfinite(r.wire_ttft_s).any()]
+    return float(np.nanmean(np.concatenate(errors))) if errors else None
 
 
 def client_error(runs: Sequence[Run], client: str) -> float | None:
@@ -241,6 +264,8 @@ def faults(runs: Sequence[Run]) -> list[str]:
         where = f"{run.server}, {run.rate_hz:g}/s, round {run.round}, {run.client}"
         out += [f"{where}: {run.failed} requests failed"] if run.failed else []
         out += [f"{where}: {text}" for text in run.proof]
+        if isinstance(run.tap, dict) and run.tap["dropped"]:
+            out.append(f"{where}: the tap lost {run.tap['dropped']} packets")
         mean_ms = run.reported.get("mean_ttft_ms")
         if mean_ms is not None and abs(mean_ms - float(np.nanmean(run.ttft_s)) * 1e3) > 0.01:
             out.append(
@@ -260,6 +285,7 @@ def summary(runs: Sequence[Run], truth: str) -> dict[str, Any]:
             "tpot": compare(mine, TEXT, BENCH, "tpot_s"),
             "ttft": compare(mine, TEXT, BENCH, "ttft_intended_s"),
             "ttft_from_send": compare(mine, TEXT, BENCH, "ttft_s"),
+            "ttft_on_the_wire": compare(mine, TEXT, BENCH, "wire_ttft_s"),
             "ttft_ids_against_bench": compare(mine, IDS, BENCH, "ttft_intended_s"),
             "tpot_ids_against_bench": compare(mine, IDS, BENCH, "tpot_s"),
             "ttft_text_against_ids": compare(mine, TEXT, IDS, "ttft_intended_s"),
@@ -277,26 +303,32 @@ def summary(runs: Sequence[Run], truth: str) -> dict[str, Any]:
             "noise_ttft_s": {c: between_rounds(mine, c, "ttft_s") for c in CLIENTS},
             "noise_tpot_s": {c: between_rounds(mine, c, "tpot_s") for c in CLIENTS},
         })  # fmt: skip
+    wires = [
+        {"server": server, "rate_hz": rate, "client": c, "ttft_error_s": wire_error(own),
+         **_sides([(r.wire_before_s, r.ttft_s - r.wire_ttft_s) for r in own
+                   if r.wire_before_s is not None and r.wire_ttft_s is not None])}
+        for (server, rate), mine in groups(runs).items()
+        for c in CLIENTS if (own := [r for r in mine if r.client == c])
+    ]  # fmt: skip
     truths = [
-        {"rate_hz": rate, "client": c, "ttft_error_s": client_error(mine, c),
-         **_sides([r for r in mine if r.client == c])}
-        for rate, mine in errors.items() for c in CLIENTS if any(r.client == c for r in mine)
+        {"rate_hz": rate, "client": c, "ttft_error_s": client_error(own, c),
+         **_sides([(r.to_server_s, r.ttft_s - r.truth_ttft_s) for r in own
+                   if r.to_server_s is not None and r.truth_ttft_s is not None])}
+        for rate, mine in errors.items() for c in CLIENTS if (own := [r for r in mine if r.client == c])
     ]  # fmt: skip
     late = [
         {"server": r.server, "rate_hz": r.rate_hz, "round": r.round, "client": r.client,
          "mean_s": float(np.nanmean(r.late_s)), "largest_s": float(np.nanmax(r.late_s))} for r in runs
     ]  # fmt: skip
-    return {"comparisons": out, "ground_truth": truths, "lateness": late, "faults": faults(runs)}
+    return {"comparisons": out, "wire": wires, "ground_truth": truths, "lateness": late, "faults": faults(runs)}
 
 
-def _sides(runs: Sequence[Run]) -> dict[str, float | None]:
-    """Of a client's error on the ground truth: before the server had the request, and after it wrote the token."""
-    parts = [(r.to_server_s, r.ttft_s - r.truth_ttft_s - r.to_server_s) for r in runs
-             if r.to_server_s is not None and r.truth_ttft_s is not None]  # fmt: skip
-    if not parts:
+def _sides(errors: Sequence[tuple[F64, F64]]) -> dict[str, float | None]:
+    """Of a client's error: before the server had the whole request, and after the token was there. Units: s."""
+    if not errors:
         return {"before_s": None, "after_s": None}
-    before, after = (float(np.nanmean(np.concatenate(side))) for side in zip(*parts, strict=True))
-    return {"before_s": before, "after_s": after}
+    before, after = (np.concatenate(side) for side in zip(*((b, whole - b) for b, whole in errors), strict=True))
+    return {"before_s": float(np.nanmean(before)), "after_s": float(np.nanmean(after))}
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -307,6 +339,7 @@ def table(found: Mapping[str, Any]) -> str:
         for key, title, bar in (
             ("tpot", "TPOT: qMeter text, bench", TPOT_BAR), ("ttft", "TTFT: qMeter text, bench", TTFT_BAR),
             ("ttft_from_send", "  the same from the actual send", None),
+            ("ttft_on_the_wire", "  the same on the wire", None),
             ("tpot_ids_against_bench", "TPOT: qMeter ids, bench", TPOT_BAR),
             ("ttft_ids_against_bench", "TTFT: qMeter ids, bench", TTFT_BAR),
             ("ttft_text_against_ids", "TTFT: qMeter text, ids", None),
@@ -322,6 +355,11 @@ def table(found: Mapping[str, Any]) -> str:
         lines.append(f"  same arrivals, same client, next round - this one, mean TTFT (ms): {noise}")
         noise = "; ".join(f"{c} {' '.join(_ms(v) for v in row['noise_tpot_s'][c]) or '-'}" for c in CLIENTS)
         lines.append(f"  the same, mean TPOT (ms): {noise}")
+    lines.append("== TTFT minus the wire's (kernel stamps of the loopback), mean (ms): before the request was there whole, "
+                 "after the token was")  # fmt: skip
+    for row in found["wire"]:
+        lines.append(f"  {row['server']} {row['rate_hz']:g}/s {row['client']:<6}{_ms(row['ttft_error_s'])}: "
+                     f"{_ms(row['before_s'])}, {_ms(row['after_s'])}")  # fmt: skip
     if found["ground_truth"]:
         lines.append("== ground truth: mean TTFT error of each client (ms): before the server had it, after it wrote")
     for row in found["ground_truth"]:

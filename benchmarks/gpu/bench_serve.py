@@ -29,6 +29,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from bench_pairs import BENCH, CLIENTS, IDS, TEXT, Run, bench_offsets, lateness, summary, table
@@ -180,6 +181,37 @@ def engine_means(before: dict[str, float], after: dict[str, float]) -> dict[str,
     return out
 
 
+class Tap:
+    """The loopback interface's own stamps of one run (bench_tap.py); says why where the host gives none."""
+
+    def __init__(self, base_url: str, on: bool):
+        self.note = "" if on else "not asked for"
+        self._process: subprocess.Popen[str] | None = None
+        if on:
+            command = [sys.executable, str(Path(__file__).with_name("bench_tap.py")), str(urlsplit(base_url).port)]
+            pipe = subprocess.PIPE
+            self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+            assert self._process.stdout is not None
+            if self._process.stdout.readline().strip() != "ready":
+                self._end()
+
+    def _end(self) -> str:
+        assert self._process is not None
+        said, wrong = self._process.communicate()
+        if self._process.returncode:
+            self.note = (wrong.strip().splitlines() or ["it ended"])[-1]
+        self._process = None
+        return said
+
+    def close(self) -> dict[str, Any] | None:
+        """What was seen, ``None`` where nothing could be."""
+        if self._process is None:
+            return None
+        said = self._end()
+        seen: dict[str, Any] | None = json.loads(said) if not self.note else None
+        return seen
+
+
 # -- the load --------------------------------------------------------------------------------------------------------
 
 
@@ -216,7 +248,7 @@ def schedule_of(load: Load, client: str, output_tokens: int, count: int | None =
     return Schedule(send_s, requests, ("poisson", {"rate_hz": load.rate_hz}), 0.0, float(send_s[-1]) + 1e-3, 120.0)
 
 
-def run_qmeter(served: Served, load: Load, client: str, number: int, output_tokens: int) -> Run:
+def run_qmeter(served: Served, load: Load, client: str, number: int, output_tokens: int, tap: Tap) -> Run:
     """A or C. One request first, as bench's ready check."""
     target = Target(served.base_url, served.model)
     before = metrics(served.base_url)
@@ -237,13 +269,17 @@ def run_qmeter(served: Served, load: Load, client: str, number: int, output_toke
         proof=[f"{f.kind}: {f.message}" for f in result.proof.failures],
         checks={k: q.value for k, q in result.proof.checks.items()},
     )  # fmt: skip
-    return finish(served, run, before, r.sent_s + origin_s)
+    return finish(served, run, before, r.sent_s + origin_s, tap)
 
 
-def finish(served: Served, run: Run, before: dict[str, float], sent_monotonic_s: np.ndarray) -> Run:
-    """Add what the server says: its histograms, or the ground truth's log."""
+def finish(served: Served, run: Run, before: dict[str, float], sent_monotonic_s: np.ndarray, tap: Tap) -> Run:
+    """Add what others than the client say: the wire, the server's histograms, the ground truth's log."""
     wait_idle(served.base_url)
     run.engine = engine_means(before, metrics(served.base_url))
+    seen = tap.close()
+    run.tap = tap.note if seen is None else {k: seen[k] for k in ("packets", "dropped", "unstamped")}
+    if seen is not None:
+        add_wire(run, seen["rows"], sent_monotonic_s)
     if served.truth is not None:
         log = served.truth.log()
         known = np.flatnonzero(log.id >= 0)
@@ -255,6 +291,16 @@ def finish(served: Served, run: Run, before: dict[str, float], sent_monotonic_s:
         run.checks["server_late_p99_s"] = float(np.percentile(late, 99)) if len(late) else None
         served.truth.reset()
     return run
+
+
+def add_wire(run: Run, rows: Sequence[dict[str, Any]], sent_monotonic_s: np.ndarray) -> None:
+    """The wire's TTFT of each request, and how long after the client's send stamp the request was there whole."""
+    ttft_s, before_s = (np.full(len(run.ttft_s), np.nan) for _ in range(2))
+    for row in rows:  # the run's own first request may have request 0's number too: the later one counts
+        if 0 <= row["id"] < len(ttft_s) and row["first_ns"] is not None:
+            ttft_s[row["id"]] = (row["first_ns"] - row["asked_ns"]) / 1e9
+            before_s[row["id"]] = row["asked_ns"] / 1e9 - sent_monotonic_s[row["id"]]
+    run.wire_ttft_s, run.wire_before_s = ttft_s, before_s
 
 
 def bench_argv(served: Served, load: Load, prompts: Path, out: Path, output_tokens: int) -> list[str]:
@@ -271,7 +317,9 @@ def bench_argv(served: Served, load: Load, prompts: Path, out: Path, output_toke
     ]  # fmt: skip
 
 
-def run_bench(worker: BenchWorker, served: Served, load: Load, number: int, output_tokens: int, folder: Path) -> Run:
+def run_bench(
+    worker: BenchWorker, served: Served, load: Load, number: int, output_tokens: int, folder: Path, tap: Tap
+) -> Run:
     """B."""
     name = f"bench-{served.name.replace(' ', '-')}-{load.rate_hz:g}-{number}"
     prompts, out, log = (folder / f"{name}.{end}" for end in ("prompts.jsonl", "json", "log"))
@@ -282,7 +330,7 @@ def run_bench(worker: BenchWorker, served: Served, load: Load, number: int, outp
     if not out.is_file():
         raise RuntimeError(f"vllm bench serve ended with {code}; the end of {log}:\n{log.read_text()[-1500:]}")
     run, start_s = read_bench(json.loads(out.read_text()), served.name, load, number)
-    return finish(served, run, before, start_s)
+    return finish(served, run, before, start_s, tap)
 
 
 def read_bench(data: dict[str, Any], server: str, load: Load, number: int) -> tuple[Run, np.ndarray]:
@@ -414,12 +462,14 @@ class Session:
             say(self.notes[-1])
             return
         began_s = time.monotonic()
+        tap = Tap(served.base_url, on=not self.asked.no_tap)
         try:
             if client == BENCH:
-                run = run_bench(self.worker, served, load, number, self.asked.output_tokens, self.folder)
+                run = run_bench(self.worker, served, load, number, self.asked.output_tokens, self.folder, tap)
             else:
-                run = run_qmeter(served, load, client, number, self.asked.output_tokens)
+                run = run_qmeter(served, load, client, number, self.asked.output_tokens, tap)
         except RuntimeError as error:
+            tap.close()
             self.notes.append(f"{what}: {error}")
             say(self.notes[-1])
             return
@@ -450,6 +500,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--output-tokens", type=int, default=OUTPUT_TOKENS)
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--vary-seed", action="store_true", help="other arrivals each round (then no noise from repeats)")
+    made.add_argument("--no-tap", action="store_true", help="do not stamp the loopback's packets (needs CAP_NET_RAW)")
     made.add_argument("--budget", type=float, default=float("inf"), help="s; no run begins that would end after it")
     made.add_argument("--bench-python", default=sys.executable, help="a Python that has vLLM, for the bench client")
     made.add_argument("--bench-alone", action="store_true", help="start bench from scratch each time, without the fork")

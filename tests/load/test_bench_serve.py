@@ -1,6 +1,8 @@
 """The pure parts of benchmarks/gpu: bench's arrivals, pairing, where a difference comes from, the table."""
 
+import importlib
 import json
+import struct
 import sys
 from pathlib import Path
 
@@ -12,16 +14,15 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "gpu"
 
 @pytest.fixture(scope="module")
 def bench():
+    names = ("bench_pairs", "bench_serve", "bench_tap")
     sys.path.insert(0, str(BENCHMARKS))
     try:
-        import bench_pairs
-        import bench_serve
-
-        yield bench_pairs, bench_serve
+        pairs, serve, _ = (importlib.import_module(name) for name in names)
+        yield pairs, serve
     finally:
         sys.path.remove(str(BENCHMARKS))
-        sys.modules.pop("bench_pairs", None)
-        sys.modules.pop("bench_serve", None)
+        for name in names:
+            sys.modules.pop(name, None)
 
 
 def drawn_as_bench_does(count, rate_hz, seed):
@@ -178,3 +179,39 @@ def test_the_engines_histograms_are_read_between_two_pages(bench, monkeypatch):
     assert after["vllm:num_requests_running"] == 3.0
     assert serve.engine_means({f"{name}_sum": 0.1, f"{name}_count": 2.0}, after)["ttft_s"] == pytest.approx(0.05)
     assert serve.engine_means(after, after) == {}
+
+
+def packet(source, target, data):
+    ip = bytes([0x45]) + bytes(8) + bytes([6]) + bytes(10)
+    return ip + struct.pack("!HH", source, target) + bytes(8) + bytes([5 << 4]) + bytes(7) + data
+
+
+def test_the_wire_is_read_from_the_last_segment_of_a_request_to_the_first_with_a_token(bench):
+    pairs, serve = bench
+    watch = sys.modules["bench_tap"].Watch(80)
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: h\r\nx-request-id: qmeter-1\r\n\r\n"
+    event = b'data: {"choices":[{"text":" a"}]}\n\n'
+    for source, target, data, at_ns in (
+        (5, 80, head, 100), (5, 80, b'{"prompt"', 300), (80, 5, b"", 310), (80, 5, b"HTTP/1.1 200 OK\r\n\r\n", 400),
+        (6, 80, head.replace(b"-1", b"-0"), 450), (80, 5, event, 900), (80, 6, b"HTTP/1.1 200 OK\r\n\r\n" + event, 950),
+        (80, 5, event, 1500), (80, 5, b"data: [DONE]\n\n", 1600), (5, 80, b"GET /metrics HTTP/1.1\r\n\r\n", 1700),
+    ):  # fmt: skip
+        watch.take(packet(source, target, data), at_ns)
+    one, zero = watch.rows
+    assert (one["id"], one["begun_ns"], one["asked_ns"], one["first_ns"], one["last_ns"]) == (1, 100, 300, 900, 1500)
+    assert (zero["id"], zero["asked_ns"], zero["first_ns"]) == (0, 450, 950)
+    run = run_of(pairs, "text", ttft=np.array([600e-9, 900e-9]))
+    serve.add_wire(run, watch.rows, np.array([400e-9, 50e-9]))
+    assert run.wire_ttft_s == pytest.approx([500e-9, 600e-9])
+    assert run.wire_before_s == pytest.approx([50e-9, 250e-9])
+    assert pairs.wire_error([run]) == pytest.approx(200e-9)
+
+
+def test_the_wire_outranks_the_ground_truth_in_the_split(bench):
+    pairs, _ = bench
+    ours, theirs = (run_of(pairs, c, ttft=np.full(9, t), wire_ttft_s=np.full(9, 0.038), wire_before_s=np.zeros(9),
+                           engine={"ttft_s": 0.03, "queue_s": 0.0, "prefill_s": 0.03})
+                    for c, t in (("text", 0.0381), ("bench", 0.0402)))  # fmt: skip
+    parts = pairs.split([ours, theirs], clients_s=0.5)
+    assert parts.clients == pytest.approx(-0.0021)
+    assert parts.rest == pytest.approx(0.0, abs=1e-9)
