@@ -355,7 +355,7 @@ def table(found: Mapping[str, Any]) -> str:
         lines.append(f"  same arrivals, same client, next round - this one, mean TTFT (ms): {noise}")
         noise = "; ".join(f"{c} {' '.join(_ms(v) for v in row['noise_tpot_s'][c]) or '-'}" for c in CLIENTS)
         lines.append(f"  the same, mean TPOT (ms): {noise}")
-    lines.append("== TTFT minus the wire's (kernel stamps of the loopback), mean (ms): before the request was there whole, "
+    lines.append("== TTFT minus the wire's (the loopback's kernel stamps), mean (ms): before the request was there, "
                  "after the token was")  # fmt: skip
     for row in found["wire"]:
         lines.append(f"  {row['server']} {row['rate_hz']:g}/s {row['client']:<6}{_ms(row['ttft_error_s'])}: "

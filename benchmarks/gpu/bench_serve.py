@@ -20,6 +20,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -71,6 +72,8 @@ HISTOGRAMS = {
     "tpot_s": "vllm:request_time_per_output_token_seconds",
 }
 IDLE_S, IDLE_POLL_S = 20.0, 0.1
+BENCH_LIMIT_S = 60.0
+"""How long ``vllm bench serve`` may take beyond its load."""
 
 
 def say(text: str) -> None:
@@ -313,7 +316,7 @@ def bench_argv(served: Served, load: Load, prompts: Path, out: Path, output_toke
         "--request-rate", f"{load.rate_hz:g}", "--seed", str(load.seed), "--ignore-eos", "--temperature", "0",
         "--request-id-prefix", "qmeter-", "--disable-tqdm", "--percentile-metrics", "ttft,tpot,itl",
         "--metric-percentiles", "50,99", "--save-result", "--save-detailed",
-        "--result-dir", str(out.parent), "--result-filename", out.name,
+        "--result-dir", str(out.parent), "--result-filename", out.name, "--ready-check-timeout-sec", "20",
     ]  # fmt: skip
 
 
@@ -326,7 +329,8 @@ def run_bench(
     prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in load.text))
     out.unlink(missing_ok=True)
     before = metrics(served.base_url)
-    code = worker.run(bench_argv(served, load, prompts, out, output_tokens), log)
+    limit_s = load.count / load.rate_hz + BENCH_LIMIT_S
+    code = worker.run(bench_argv(served, load, prompts, out, output_tokens), log, limit_s)
     if not out.is_file():
         raise RuntimeError(f"vllm bench serve ended with {code}; the end of {log}:\n{log.read_text()[-1500:]}")
     run, start_s = read_bench(json.loads(out.read_text()), served.name, load, number)
@@ -382,15 +386,16 @@ class BenchWorker:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def run(self, argv: list[str], log: Path) -> int:
+    def run(self, argv: list[str], log: Path, limit_s: float) -> int:
         """One run; its exit status."""
         if self._alone:
             with log.open("w") as out:
                 command = [self._python, "-m", "vllm.entrypoints.cli.main", *argv]
-                return subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, env=self._env).returncode
+                return subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, env=self._env,
+                                      timeout=limit_s).returncode  # fmt: skip
         self.ready()
         assert self._process is not None and self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"argv": argv, "log": str(log)}) + "\n")
+        self._process.stdin.write(json.dumps({"argv": argv, "log": str(log), "limit_s": limit_s}) + "\n")
         self._process.stdin.flush()
         code: int = self._answer()["rc"]
         return code
@@ -422,7 +427,7 @@ class Session:
 
     def keep(self) -> None:
         """Write everything so far."""
-        head = {k: v for k, v in vars(self.asked).items() if isinstance(v, str | int | float | bool)}
+        head = {k: v for k, v in vars(self.asked).items() if isinstance(v, str | int | float | list)}
         data = {"asked": head, "clock": time.time(), "servers": self.servers, "notes": self.notes,
                 "runs": [r.as_json() for r in self.runs], "summary": summary(self.runs, TRUTH)}  # fmt: skip
         write_atomic(self.asked.out, json.dumps(data))
@@ -468,7 +473,14 @@ class Session:
                 run = run_bench(self.worker, served, load, number, self.asked.output_tokens, self.folder, tap)
             else:
                 run = run_qmeter(served, load, client, number, self.asked.output_tokens, tap)
-        except RuntimeError as error:
+        except (
+            RuntimeError,
+            QMeterError,
+            OSError,
+            ValueError,
+            KeyError,
+            subprocess.SubprocessError,
+        ) as error:  # the next run may do better
             tap.close()
             self.notes.append(f"{what}: {error}")
             say(self.notes[-1])
@@ -501,7 +513,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--vary-seed", action="store_true", help="other arrivals each round (then no noise from repeats)")
     made.add_argument("--no-tap", action="store_true", help="do not stamp the loopback's packets (needs CAP_NET_RAW)")
-    made.add_argument("--budget", type=float, default=float("inf"), help="s; no run begins that would end after it")
+    made.add_argument("--budget", type=float, default=3600.0, help="s; no run begins that would end after it")
     made.add_argument("--bench-python", default=sys.executable, help="a Python that has vLLM, for the bench client")
     made.add_argument("--bench-alone", action="store_true", help="start bench from scratch each time, without the fork")
     made.add_argument("--folder", type=Path, help="for logs and prompts (default: a temporary one, kept)")
@@ -511,6 +523,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the table is printed and the server ended
     asked = parser().parse_args()
     if asked.table:
         print(table(summary([Run.from_json(r) for r in json.loads(asked.table.read_text())["runs"]], TRUTH)))

@@ -1,7 +1,7 @@
 """``vllm bench serve`` without paying for vLLM's imports each time: a process that has them, and forks for each run.
 
-Reads one JSON line a run on standard input, ``{"argv": […], "log": path}``; the child becomes vLLM's own command line
-with that ``argv``. Answers ``{"rc": …}``, one line a run, after a first line ``{"ready": seconds}``.
+Reads one JSON line a run on standard input, ``{"argv": […], "log": path, "limit_s": s}``; the child becomes vLLM's own
+command line with that ``argv``, and is ended after so long. Answers ``{"rc": …}``, one line a run, after a first line ``{"ready": seconds}``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -35,13 +36,15 @@ MODULES = (
 )
 
 
-def run(argv: list[str], log: str) -> int:
+def run(argv: list[str], log: str, limit_s: float) -> int:
     """One run in a child; returns its exit status."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     status = 1
     try:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, limit_s)
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         null = os.open(os.devnull, os.O_RDONLY)
         for source, target in ((null, 0), (out, 1), (out, 2)):
@@ -70,7 +73,7 @@ def main() -> None:
     print(json.dumps({"ready": time.monotonic() - began}), file=answers)
     for line in sys.stdin:
         job = json.loads(line)
-        print(json.dumps({"rc": run(job["argv"], job["log"])}), file=answers)
+        print(json.dumps({"rc": run(job["argv"], job["log"], job["limit_s"])}), file=answers)
 
 
 if __name__ == "__main__":
