@@ -254,12 +254,11 @@ def faults(runs: Sequence[Run]) -> list[str]:
     """What makes a comparison worth less: counts that differ, requests that failed, sends off the schedule."""
     out = []
     for key, mine in groups(runs).items():
-        counts = {r.client: sorted(set(r.prompt_tokens)) for r in mine}
-        if len({tuple(c) for c in counts.values()}) > 1:
-            out.append(f"{key[0]}, {key[1]:g}/s: prompt tokens differ between clients: {counts}")
-        outputs = {r.client: sorted(set(r.output_tokens)) for r in mine}
-        if len({tuple(c) for c in outputs.values()}) > 1:
-            out.append(f"{key[0]}, {key[1]:g}/s: output tokens differ between clients: {outputs}")
+        for what in ("prompt", "output"):
+            counts = {r.client: sorted(set(getattr(r, f"{what}_tokens"))) for r in mine}
+            if len({tuple(c) for c in counts.values()}) > 1:
+                told = ", ".join(f"{c} {n[0]} to {n[-1]}" for c, n in counts.items() if n)
+                out.append(f"{key[0]}, {key[1]:g}/s: {what} tokens differ between clients: {told}")
     for run in runs:
         where = f"{run.server}, {run.rate_hz:g}/s, round {run.round}, {run.client}"
         out += [f"{where}: {run.failed} requests failed"] if run.failed else []

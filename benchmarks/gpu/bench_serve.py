@@ -72,6 +72,8 @@ HISTOGRAMS = {
     "tpot_s": "vllm:request_time_per_output_token_seconds",
 }
 IDLE_S, IDLE_POLL_S = 20.0, 0.1
+START_S = 100.0
+"""No deployment begins with less of the budget left than a start and a first run take."""
 BENCH_LIMIT_S = 60.0
 """How long ``vllm bench serve`` may take beyond its load."""
 
@@ -330,7 +332,12 @@ def run_bench(
     out.unlink(missing_ok=True)
     before = metrics(served.base_url)
     limit_s = load.count / load.rate_hz + BENCH_LIMIT_S
-    code = worker.run(bench_argv(served, load, prompts, out, output_tokens), log, limit_s)
+    argv = bench_argv(served, load, prompts, out, output_tokens)
+    code = worker.run(argv, log, limit_s)
+    if not out.is_file() and worker.forks and code > 0:
+        say(f"bench ended with {code} in a fork ({log}): from scratch from now on")
+        worker.forks = False
+        code = worker.run(argv, log.with_suffix(".alone.log"), limit_s)
     if not out.is_file():
         raise RuntimeError(f"vllm bench serve ended with {code}; the end of {log}:\n{log.read_text()[-1500:]}")
     run, start_s = read_bench(json.loads(out.read_text()), served.name, load, number)
@@ -358,14 +365,14 @@ class BenchWorker:
     """Runs ``vllm bench serve``: each in a fork of one process that has vLLM's imports, or ``alone`` from scratch."""
 
     def __init__(self, python: str, folder: Path, *, alone: bool):
-        self._python, self._alone = python, alone
+        self._python, self.forks = python, not alone
         self._env = {**os.environ, **QUIET_ENV}
         self._log = (folder / "bench_worker.log").open("w")
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
         """Begin the imports; :meth:`ready` waits for their end."""
-        if not self._alone and self._process is None:
+        if self.forks and self._process is None:
             self._process = subprocess.Popen(
                 [self._python, str(Path(__file__).with_name("bench_worker.py"))], stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE, stderr=self._log, text=True, env=self._env,
@@ -388,7 +395,7 @@ class BenchWorker:
 
     def run(self, argv: list[str], log: Path, limit_s: float) -> int:
         """One run; its exit status."""
-        if self._alone:
+        if not self.forks:
             with log.open("w") as out:
                 command = [self._python, "-m", "vllm.entrypoints.cli.main", *argv]
                 return subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, env=self._env,
@@ -546,6 +553,10 @@ def main() -> None:
             served = Served("attached", asked.url.rstrip("/"), asked.model, asked.tokenizer or words(folder))
             session.measure(served, clients, asked.rounds, asked.seconds)
         for k, method in enumerate(methods):
+            if not session.time_for(START_S):
+                session.notes.append(f"{method}: no time left to start it")
+                say(session.notes[-1])
+                continue
             try:
                 with deployed(method, folder, last=k == len(methods) - 1) as served:
                     session.measure(served, clients, asked.rounds, asked.seconds)

@@ -1,7 +1,8 @@
 """``vllm bench serve`` without paying for vLLM's imports each time: a process that has them, and forks for each run.
 
 Reads one JSON line a run on standard input, ``{"argv": […], "log": path, "limit_s": s}``; the child becomes vLLM's own
-command line with that ``argv``, and is ended after so long. Answers ``{"rc": …}``, one line a run, after a first line ``{"ready": seconds}``.
+command line with that ``argv``, and is ended after so long. Answers ``{"rc": …}``, one line a run, after a first line
+``{"ready": seconds}``.
 """
 
 from __future__ import annotations
