@@ -156,7 +156,8 @@ class Plan:
         watts = ", ".join(f"{name} {w:.0f} W" for name, w in self.expected.items())
         return (f"day: {rates} requests/s, {self.day.hour_s:g} s each; {len(self.trace)} requests, {tokens} output "
                 f"tokens\nschedule: {who} ({self.why})\n"
-                f"mean power over the day by that profile: {watts or 'not asked'}\norder: {' '.join(s.key for s in segments)}\n"
+                f"mean power over the day by that profile: {watts or 'not asked'}\n"
+                f"order: {' '.join(s.key for s in segments)}\n"
                 f"about {self.layout.end_s(len(segments)) / 60:.1f} min after both are ready")  # fmt: skip
 
 
