@@ -56,7 +56,7 @@ from qmeter.workload.schedule import schedule_digest
 RATE_HZ = 20.0
 AFTER_S = 0.75
 """Telemetry goes on so long after a replay's window: counters refresh at 10 Hz."""
-LATE_S = 0.3
+LATE_S = 0.5
 """A replay that began further than this from its slot is marked: its switches came at other requests."""
 
 
