@@ -492,7 +492,10 @@ def _verdict(found: dict[str, Any]) -> str:
 def main() -> None:
     args = arguments()
     if args.table:
-        result = json.loads((args.out / "result.json").read_text())
+        made = args.out / "result.json"
+        if not made.is_file():
+            sys.exit(f"error: {args.out} has no result.json; name the folder of a run: --out DIR --table")
+        result = json.loads(made.read_text())
         print(table(result, result["settings"]["percentile"]))
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are ended with this

@@ -111,8 +111,8 @@ def _why(tuner: Tuner, choice: FrontRow, rows: Sequence[FrontRow]) -> list[str]:
     out.append(f"Of {len(rows)} points on the front it is the knee, nearest to the best of everything at once: "
                f"{'; '.join(trade)}.")  # fmt: skip
     if choice.equals:
-        out.append(f"{len(choice.equals)} other settings of the same method measured the same within noise: the knobs "
-                   "that differ make no difference at this load.")  # fmt: skip
+        out.append(f"{len(choice.equals)} other settings of the same method measured the same within noise: what the "
+                   "knobs that differ do at this load is less than these measurements tell.")  # fmt: skip
     chance = choice.standing.chance
     out.append(f"It is on the front with {chance:.0%} certainty after {choice.standing.measured.repeats} "
                f"measurement{'s' if choice.standing.measured.repeats > 1 else ''}.")  # fmt: skip
