@@ -16,6 +16,9 @@ import yaml
 from qmeter.cli.main import _run
 from qmeter.spec import load_study_text
 from qmeter.store import StudyStore
+from qmeter.tune.pairs import recorded_ratios
+from qmeter.tune.spec import load_tune
+from qmeter.tune.tuner import Tuner
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "study"))
@@ -79,6 +82,20 @@ def test_a_live_search_measures_learns_failures_and_ends_with_a_spec(capsys):
     page = Path("s/tune.html").read_text()
     assert 'http-equiv="refresh"' not in page and "http://" not in page.replace("http://www.w3.org", "")
     assert end["headline"] in page
+
+
+def test_points_of_a_search_are_compared_on_the_requests_that_both_served(capsys):
+    text = FAKE.replace("window: 500ms", "window: 1500ms").replace("[f16, w8a16, w4a16]", "[f16]")
+    code, _, err = run(
+        capsys, write(text.replace("[5, 20]", "[5]").replace("evaluations: 5", "evaluations: 2")), "--out", "s"
+    )
+    assert code == 0, err
+    made = Tuner(load_tune(Path("s/tune.yaml")), Path("s"))
+    one, other = (e.point for e in made.evaluated())
+    found = recorded_ratios(made, Path("s"))(one, other)["tpot_mean_s@light"]
+    want = one.get("options.tpot_ms") / other.get("options.tpot_ms")
+    assert found.value == pytest.approx(want, rel=0.25) and found.n >= 20
+    assert recorded_ratios(made, Path("elsewhere"))(one, other) == {}
 
 
 def test_the_deployable_spec_is_a_study(capsys):

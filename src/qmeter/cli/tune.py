@@ -27,6 +27,7 @@ from qmeter.study.check import check_study
 from qmeter.study.dry_run import plan_study
 from qmeter.tune.advise import Advice, advise
 from qmeter.tune.fidelity import Known, calibrations, kind_of, screen
+from qmeter.tune.pairs import recorded_ratios
 from qmeter.tune.space import Point
 from qmeter.tune.spec import Tuning, load_tune
 from qmeter.tune.terms import require_knowable
@@ -88,7 +89,7 @@ def tune(
     except KeyboardInterrupt:
         typer.echo(f"\nwhat was measured is kept; to go on: qmeter tune {shlex.quote(str(folder))}", err=True)
         raise
-    advice = advise(tuner)
+    advice = advise(tuner, recorded_ratios(tuner, folder))
     _write_choice(tuning, advice, folder)
     _tell(tuner, advice, folder, as_json, console)
     raise typer.Exit(0 if advice.choice else 1)

@@ -18,6 +18,7 @@ from qmeter.store import write_atomic
 from qmeter.tune.advise import Advice, FrontRow, advise
 from qmeter.tune.hypervolume import Partition
 from qmeter.tune.noise import Standing
+from qmeter.tune.pairs import recorded_ratios
 from qmeter.tune.problem import Term
 from qmeter.tune.tuner import Tuner
 
@@ -31,7 +32,7 @@ def write_tuning(tuner: Tuner, folder: Path, *, running: bool) -> Path:
         MissingExtra: the report extra is not installed.
     """
     altair()
-    advice = advise(tuner)
+    advice = advise(tuner, None if running else recorded_ratios(tuner, folder))
     looks = styles(list(dict.fromkeys(tuner.tuning.space.method_of(e.point) for e in tuner.evaluated())))
     charts = [*_scatters(tuner, looks), *_growth(tuner)]
     spec = tuner.tuning.spec

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qmeter.analysis.metrics import metric
 from qmeter.record import Quantity
 from qmeter.tune.noise import ENOUGH, Noise, Standing
+from qmeter.tune.pairs import Ratios, difference, paired_key
 from qmeter.tune.problem import Term
+from qmeter.tune.space import Point
 from qmeter.tune.tuner import Tuner
 
 
@@ -22,7 +25,7 @@ class FrontRow:
     folder: str
     recommended: bool = False
     equals: tuple[str, ...] = ()
-    """Labels of points of the same method that noise does not tell from it: knobs that made no difference."""
+    """Labels of points of the same method that noise does not tell from it."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,13 @@ class Advice:
     unsettled: tuple[Standing, ...]
 
 
-def advise(tuner: Tuner) -> Advice:
-    """The front with intervals, the knee, and the reason."""
+def advise(tuner: Tuner, ratios: Ratios | None = None) -> Advice:
+    """The front with intervals, the knee, and the reason.
+
+    Args:
+        ratios: points compared on the requests that both served: of settings that noise does not tell from the knee,
+            one that these show to be better, and worse in nothing, is recommended in its place.
+    """
     noise, found = tuner.noise(), tuner.standings()
     front = [s for s in found if s.on_front]
     unsettled = tuple(s for s in found if 0.05 < s.chance < 0.95)
@@ -53,13 +61,15 @@ def advise(tuner: Tuner) -> Advice:
     if not front:
         return Advice((), None, "No point kept every limit", tuple(_nearest(tuner, found)), caveats, unsettled)
     folded = _folded(tuner, front)
-    knee = folded[_knee([s.measured.losses[: len(tuner.tuning.objectives)] for s, _ in folded])][0]
-    rows = [_row(tuner, noise, s, s is knee, equals) for s, equals in folded]
+    place = _knee([s[0].measured.losses[: len(tuner.tuning.objectives)] for s in folded])
+    folded[place] = _settled(tuner, folded[place], ratios)
+    knee = folded[place][0]
+    rows = [_row(tuner, noise, s, s is knee, tuple(o.measured.point.label for o in equals)) for s, *equals in folded]
     first = tuner.tuning.objectives[0]
     rows.sort(key=lambda r: float(r.standing.measured.losses[tuner.terms.index(first)]))
     choice = next(r for r in rows if r.recommended)
-    return Advice(tuple(rows), choice, f"Deploy {choice.standing.measured.point.label}",
-                  tuple(_why(tuner, choice, rows)), caveats, unsettled)  # fmt: skip
+    why = _why(tuner, choice, rows, _told_apart(tuner, folded[place], ratios))
+    return Advice(tuple(rows), choice, f"Deploy {choice.standing.measured.point.label}", tuple(why), caveats, unsettled)
 
 
 def _knee(losses: Sequence[np.ndarray]) -> int:
@@ -69,20 +79,59 @@ def _knee(losses: Sequence[np.ndarray]) -> int:
     return int(np.argmin((((table - low) / span) ** 2).sum(axis=1)))
 
 
-def _folded(tuner: Tuner, front: Sequence[Standing]) -> list[tuple[Standing, tuple[str, ...]]]:
-    """The front with points of one method that noise does not tell apart folded into the surest of them."""
+def _folded(tuner: Tuner, front: Sequence[Standing]) -> list[list[Standing]]:
+    """The front, each point with those of its method that noise does not tell from it; the surest stands first."""
     m, space = len(tuner.tuning.objectives), tuner.tuning.space
-    kept: list[tuple[Standing, list[str]]] = []
+    kept: list[list[Standing]] = []
     for s in sorted(front, key=lambda s: (-s.measured.repeats, -s.chance)):
-        for other, equals in kept:
-            apart = np.abs(s.measured.losses - other.measured.losses)[:m]
-            same = space.method_of(s.measured.point) == space.method_of(other.measured.point)
-            if same and np.all(apart <= 2 * np.hypot(s.measured.errors, other.measured.errors)[:m]):
-                equals.append(s.measured.point.label)
+        for group in kept:
+            apart = np.abs(s.measured.losses - group[0].measured.losses)[:m]
+            same = space.method_of(s.measured.point) == space.method_of(group[0].measured.point)
+            if same and np.all(apart <= 2 * np.hypot(s.measured.errors, group[0].measured.errors)[:m]):
+                group.append(s)
                 break
         else:
-            kept.append((s, []))
-    return [(s, tuple(equals)) for s, equals in kept]
+            kept.append([s])
+    return kept
+
+
+def _settled(tuner: Tuner, group: list[Standing], ratios: Ratios | None) -> list[Standing]:
+    """The group led by the one that pairs show to be better than its first and worse in nothing, where there is one."""
+    if ratios is None:
+        return group
+    first = group[0].measured.point
+
+    def gain(s: Standing) -> tuple[int, int]:
+        signs = [difference(t, ratios(s.measured.point, first)) for t in tuner.tuning.objectives]
+        return min(signs), sum(signs)
+
+    best = max(group[1:], key=gain, default=group[0])
+    if best is group[0] or gain(best)[0] < 0 or gain(best)[1] <= 0:
+        return group
+    return [best, *(s for s in group if s is not best)]
+
+
+def _told_apart(tuner: Tuner, group: Sequence[Standing], ratios: Ratios | None) -> list[str]:
+    """In words, how the group's other settings differ from its first on the same requests, beyond the interval."""
+    out = []
+    for other in group[1:] if ratios else ():
+        found = ratios(other.measured.point, group[0].measured.point) if ratios else {}
+        keys = dict.fromkeys(paired_key(t) for t in tuner.tuning.objectives if difference(t, found))
+        if keys:
+            told = ", ".join(f"{metric(str(k).partition('@')[0]).label} {_percent(found[str(k)])}" for k in keys)
+            out.append(f"{_knobs(other.measured.point, group[0].measured.point)}: {told}")
+    return out
+
+
+def _knobs(point: Point, beside: Point) -> str:
+    """The knobs by which a point differs from another."""
+    mine, other = point.label.split(), set(beside.label.split())
+    return " ".join(part for part in mine if part not in other) or point.label
+
+
+def _percent(ratio: Quantity) -> str:
+    low, high = (0.0 if v is None else v - 1 for v in (ratio.low, ratio.high))
+    return f"{(ratio.value or 1) - 1:+.1%} [{low:+.1%}, {high:+.1%}]"
 
 
 def _row(tuner: Tuner, noise: Noise, standing: Standing, recommended: bool, equals: tuple[str, ...]) -> FrontRow:
@@ -93,7 +142,7 @@ def _row(tuner: Tuner, noise: Noise, standing: Standing, recommended: bool, equa
     return FrontRow(standing, values, runs.runs[0][0].folder, recommended, equals)
 
 
-def _why(tuner: Tuner, choice: FrontRow, rows: Sequence[FrontRow]) -> list[str]:
+def _why(tuner: Tuner, choice: FrontRow, rows: Sequence[FrontRow], apart: Sequence[str]) -> list[str]:
     out = []
     kept = [f"{_named(t)} {_shown(choice.values[t.key])} (limit {_limit(t)})" for t in tuner.tuning.limits]
     if kept:
@@ -111,8 +160,9 @@ def _why(tuner: Tuner, choice: FrontRow, rows: Sequence[FrontRow]) -> list[str]:
     out.append(f"Of {len(rows)} points on the front it is the knee, nearest to the best of everything at once: "
                f"{'; '.join(trade)}.")  # fmt: skip
     if choice.equals:
-        out.append(f"{len(choice.equals)} other settings of the same method measured the same within noise: what the "
-                   "knobs that differ do at this load is less than these measurements tell.")  # fmt: skip
+        more = (f"On the same requests, they differ from it by: {'; '.join(apart)}." if apart else
+                "What the knobs that differ do at this load is less than these measurements tell.")  # fmt: skip
+        out.append(f"{len(choice.equals)} other settings of the same method measured the same within noise. {more}")
     chance = choice.standing.chance
     out.append(f"It is on the front with {chance:.0%} certainty after {choice.standing.measured.repeats} "
                f"measurement{'s' if choice.standing.measured.repeats > 1 else ''}.")  # fmt: skip
