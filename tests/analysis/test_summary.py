@@ -59,7 +59,8 @@ def record(
         "slo": promise or None,
     }  # fmt: skip
     parts = {
-        "model": {"name": "m"}, "engine": {"name": "e"}, "method": method, "device": "d", "parallelism": {"tp": tp},
+        "model": {"name": "m"}, "engine": {"name": "e", "options": changes.pop("options", {})}, "method": method,
+        "device": "d", "parallelism": {"tp": tp},
     }  # fmt: skip
     unknown = Quantity.unknown("J/token", "no counter")
     metrics = {
@@ -89,6 +90,21 @@ def decide(*records: Record, **options: Any) -> StudySummary:
     made = summarise(records, **options)
     assert len(made.recommendations) == 1
     return made
+
+
+def test_settings_of_one_engine_are_deployments_of_their_own_never_repeats() -> None:
+    made = [record("a", options={"max_sequences": 64, "prefix_cache": True}),
+            record("a", options={"max_sequences": 256, "prefix_cache": True}, repeat=1),
+            record("b", options={"prefix_cache": True})]  # fmt: skip
+    found = summarise(made)
+    assert [d.key.label for d in found.deployments] == [
+        "a max_sequences=64",
+        "a max_sequences=256",
+        "b max_sequences=default",
+    ]
+    assert all(len(p.cells) == 1 for d in found.deployments for p in d.points)
+    alike = summarise([record("a", options={"max_sequences": 64}, repeat=k) for k in (0, 1)])
+    assert [d.key.label for d in alike.deployments] == ["a"] and len(alike.deployments[0].points[0].cells) == 2
 
 
 def test_more_goodput_wins_over_everything_after_it() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
+from urllib.parse import urlsplit
 
 from qmeter.analysis.compare import Relation, paired_relation, relation
 from qmeter.analysis.energy import scaled
@@ -39,7 +40,8 @@ class SLOVerdict(StrEnum):
 class DeploymentKey:
     """What identifies a deployment for a reader. Measured and simulated never share a key.
 
-    ``qualifier`` names the engine and the device where the records hold several; ``beside``: measured while other
+    ``qualifier`` names the engine and the device where the records hold several, ``knobs`` what the engine was set to
+    where that differs; ``beside``: measured while other
     deployments ran on other GPUs of the host, which is never the same point as alone.
     """
 
@@ -51,6 +53,7 @@ class DeploymentKey:
     kind: RecordKind
     qualifier: str = ""
     beside: bool = False
+    knobs: str = ""
 
     @property
     def gpus(self) -> int:
@@ -59,8 +62,8 @@ class DeploymentKey:
 
     @property
     def label(self) -> str:
-        """Method, parallelism where it is not 1, side by side, the qualifier, and a mark where it is simulated."""
-        parts = [self.method, self.parallelism, "side by side" if self.beside else "", self.qualifier]
+        """Method, parallelism where it is not 1, side by side, qualifier, knobs, and a mark where it is simulated."""
+        parts = [self.method, self.parallelism, "side by side" if self.beside else "", self.qualifier, self.knobs]
         parts.append("(simulated)" if self.kind is RecordKind.SIMULATED else "")
         return " ".join(p for p in parts if p)
 
@@ -143,14 +146,33 @@ class Deployment:
 
 
 def qualified(records: Sequence[Record]) -> list[DeploymentKey]:
-    """Each record's key, told apart by engine or device where its model has several."""
-    keys = [key_of(r) for r in records]
+    """Each record's key, told apart by engine or device where its model has several, and by the engine's knobs where
+    they differ: two settings of one method are never repeats of each other."""
+    keys, knobs = [key_of(r) for r in records], [_knobs(r) for r in records]
+    several: dict[str, list[str]] = {}
+    differing: dict[tuple[str, str], list[str]] = {}
+    for model, engine in dict.fromkeys((k.model, k.engine) for k in keys):
+        peers = [k for k in keys if k.model == model]
+        several[model] = [part for part in ("engine", "device") if len({getattr(k, part) for k in peers}) > 1]
+        mine = [own for k, own in zip(keys, knobs, strict=True) if (k.model, k.engine) == (model, engine)]
+        names = dict.fromkeys(name for own in mine for name in own)
+        differing[model, engine] = [n for n in names if len({own.get(n, "default") for own in mine}) > 1]
     out = []
-    for key in keys:
-        peers = [k for k in keys if k.model == key.model]
-        names = [getattr(key, part) for part in ("engine", "device") if len({getattr(k, part) for k in peers}) > 1]
-        out.append(replace(key, qualifier=" ".join(f"on {n}" for n in names)))
+    for key, own in zip(keys, knobs, strict=True):
+        where = " ".join(f"on {getattr(key, part)}" for part in several[key.model])
+        how = " ".join(f"{name}={own.get(name, 'default')}" for name in differing[key.model, key.engine])
+        out.append(replace(key, qualifier=where, knobs=how))
     return out
+
+
+def _knobs(record: Record) -> dict[str, str]:
+    """What a record's engine was set to, as text: its program, host, arguments and options."""
+    engine = record.cell.get("deployment", {}).get("engine", {})
+    named = {"binary": engine.get("binary"), "args": " ".join(engine.get("args") or ())}
+    named["url"] = urlsplit(engine.get("url") or "").netloc.rpartition("@")[2]
+    return {k: str(v) for k, v in named.items() if v} | {
+        str(k): str(v) for k, v in (engine.get("options") or {}).items()
+    }
 
 
 def key_of(record: Record) -> DeploymentKey:
