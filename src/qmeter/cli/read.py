@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from qmeter.analysis.points import key_of
+from qmeter.analysis.points import DeploymentKey, qualified
 from qmeter.record import Quantity, Record
 from qmeter.store import open_results
 
@@ -86,22 +86,21 @@ def _table(records: list[Record]) -> Table:
     for heading, _, _ in COLUMNS:
         table.add_column(heading, justify="right", min_width=5)
     several = len({r.cell["deployment"]["model"]["name"] for r in records}) > 1
-    for record in records:
+    for record, key in zip(records, qualified(records), strict=True):
         deployment: dict[str, Any] = record.cell["deployment"]
         known = {**record.metrics, **record.energy, **record.quality}
         table.add_row(
             record.cell_id[:6], record.status.value,
-            (deployment["model"]["name"] + " " if several else "") + _method(record),
+            (deployment["model"]["name"] + " " if several else "") + _method(key),
             f"{record.cell['workload']['name']} #{record.cell['repeat']}",
             *(_quantity(known.get(name), scale) for _, name, scale in COLUMNS),
         )  # fmt: skip
     return table
 
 
-def _method(record: Record) -> str:
-    """Method and parallelism; ``+`` marks a cell measured while others ran beside it."""
-    key = key_of(record)
-    return " ".join(part for part in (key.method, key.parallelism, "+" if key.beside else "") if part)
+def _method(key: DeploymentKey) -> str:
+    """Method, parallelism and knobs that differ; ``+`` marks a cell measured while others ran beside it."""
+    return " ".join(part for part in (key.method, key.parallelism, key.knobs, "+" if key.beside else "") if part)
 
 
 def _reasons(records: list[Record]) -> list[str]:
