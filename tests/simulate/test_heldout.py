@@ -7,12 +7,12 @@ from records import study, workload
 from qmeter.analysis.stats import t_quantile
 from qmeter.record import Quantity
 from qmeter.simulate import calibrate, load_calibrations, predict, save
-from qmeter.simulate.heldout import calibrate_checked, half_width, held_out_errors, log_errors, width, with_peers
+from qmeter.simulate.heldout import calibrate_checked, half_width, held_out_errors, log_errors, with_peers
 from qmeter.simulate.predict import interval
 from qmeter.simulate.validate import leave_one_out
 
 LOADS = (workload({"kind": "poisson", "rate": "2/s"}), workload({"kind": "poisson", "rate": "6/s"}),
-         workload({"kind": "closed", "concurrency": 16}))  # fmt: skip
+         workload({"kind": "closed", "concurrency": 24}))  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_errors_are_kept_in_the_file_and_older_files_have_none(tmp_path, records
     path = save([checked, calibrate(*records, draws=4)], tmp_path / "c.json")
     kept = load_calibrations(path)
     assert kept[0].held_out == checked.held_out and kept[1].held_out == {}
-    path.write_text(path.read_text().replace('"qmeter_calibrations":3', '"qmeter_calibrations":1'))
+    path.write_text(path.read_text().replace('"qmeter_calibrations":2', '"qmeter_calibrations":1'))
     assert len(load_calibrations(path)) == 2
 
 
@@ -113,31 +113,12 @@ def test_two_loads_give_no_error_of_their_own_since_a_fit_on_one_cannot_tell_wha
     assert held_out_errors(records[0][:2], records[1]) == {}
 
 
-def test_a_fit_takes_the_others_errors_pooled_beside_its_own(checked):
+def test_a_fit_without_errors_of_its_own_takes_the_others_pooled_and_keeps_what_it_has(checked):
     fit = checked.model_copy(update={"held_out": {}})
     alone = fit.model_copy(update={"held_out": {"tpot_mean_s": (0.1, 0.2)}})
     one = fit.model_copy(update={"held_out": {"tpot_mean_s": (0.5, 0.5), "ttft_p50_s": (0.3, -0.3)}})
     two = fit.model_copy(update={"held_out": {"ttft_p50_s": (0.4,)}})
     first, second, third = with_peers([alone, one, two])
-    assert first.held_out == {"tpot_mean_s": (0.1, 0.2)}
-    assert first.peers_held_out == {"tpot_mean_s": (0.5, 0.5), "ttft_p50_s": (0.3, -0.3, 0.4)}
-    assert second.held_out == one.held_out and second.peers_held_out["ttft_p50_s"] == (0.4,)
-    assert third.held_out == two.held_out and third.peers_held_out["tpot_mean_s"] == (0.1, 0.2, 0.5, 0.5)
-    assert width((), first.peers_held_out["ttft_p50_s"], 0.9).half == half_width((0.3, -0.3, 0.4), 0.9)
-    assert width((0.1, 0.2), (0.5, 0.5), 0.9).half == half_width((0.1, 0.2), 0.9), "its own, where it has any"
-
-
-def test_with_enough_errors_the_next_one_exceeds_the_width_as_often_as_it_says():
-    """GIVEN errors that no normal would draw, one in eight four times as large THEN at least nine in ten are held."""
-    rng = np.random.default_rng(5)
-    for n in (9, 15, 40):
-        drawn = rng.normal(0, 0.1, (4000, n + 1)) * np.where(rng.random((4000, n + 1)) < 1 / 8, 4.0, 1.0)
-        inside = [abs(d[-1]) <= width(d[:2], d[2:-1], 0.9).half for d in drawn]
-        assert np.mean(inside) == pytest.approx(np.ceil((n + 1) * 0.9) / (n + 1), abs=0.015)
-    assert not width((), (0.1,) * 8, 0.9).alone and width((), (0.1,) * 9, 0.9).alone
-
-
-def test_such_a_width_is_the_interval_whatever_the_draws():
-    sample = list(np.linspace(0.5, 1.5, 24))
-    told = interval(Quantity.of(1.0, "s"), sample, 0.9, 0.05, only=True)
-    assert told.low == pytest.approx(np.exp(-0.05), rel=1e-3) and told.high == pytest.approx(np.exp(0.05), rel=1e-3)
+    assert first.held_out == {"tpot_mean_s": (0.1, 0.2), "ttft_p50_s": (0.3, -0.3, 0.4)}
+    assert second.held_out == {"tpot_mean_s": (0.5, 0.5), "ttft_p50_s": (0.3, -0.3)}
+    assert third.held_out["tpot_mean_s"] == (0.1, 0.2, 0.5, 0.5) and third.held_out["ttft_p50_s"] == (0.4,)
