@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qmeter.analysis.stats import t_quantile
+from qmeter.analysis.stats import t_interval
 from qmeter.record import Record
 from qmeter.schedule.spec import DIURNAL
 from qmeter.spec.workload import Lengths
@@ -205,8 +205,8 @@ def ratio(ours: Sequence[float], theirs: Sequence[float], confidence: float = 0.
     out: dict[str, Any] = {"value": float(np.exp(logs.mean())), "each": [float(r) for r in np.exp(logs)]}
     if len(logs) < 2:
         return out | {"low": None, "high": None, "why": "one repeat has no spread"}
-    half = t_quantile(0.5 + confidence / 2, len(logs) - 1) * float(logs.std(ddof=1)) / math.sqrt(len(logs))
-    return out | {"low": float(np.exp(logs.mean() - half)), "high": float(np.exp(logs.mean() + half))}
+    made = t_interval(logs, confidence)
+    return out | {"low": math.exp(made.low), "high": math.exp(made.high)}
 
 
 def summarise(rows: Sequence[Mapping[str, Any]], percentile: float) -> dict[str, Any]:

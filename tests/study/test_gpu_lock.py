@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -58,6 +59,25 @@ def test_a_link_in_the_lock_s_place_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="cannot lock GPU GPU-1"), hold_gpus(["GPU-1"], "y", tmp_path):
         pass
     assert target.read_text() == "x"
+
+
+def test_a_lock_file_that_is_there_is_opened_without_creating_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GIVEN a shared /tmp, where the kernel refuses O_CREAT on another user's file."""
+    with hold_gpus(["GPU-1"], "x", tmp_path):
+        pass
+    assert (tmp_path / "qmeter-gpu-GPU-1.lock").stat().st_mode & 0o777 == 0o666
+    opened = os.open
+
+    def protected(path: object, flags: int, *mode: int) -> int:
+        if flags & os.O_CREAT:
+            raise PermissionError(13, "Permission denied")
+        return opened(path, flags, *mode)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(os, "open", protected)
+    with hold_gpus(["GPU-1"], "y", tmp_path):
+        pass
 
 
 def test_gpus_are_named_by_uuid_among_those_that_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,8 +41,8 @@ class DeploymentKey:
     """What identifies a deployment for a reader. Measured and simulated never share a key.
 
     ``qualifier`` names the engine and the device where the records hold several, ``knobs`` what the engine was set to
-    where that differs; ``beside``: measured while other
-    deployments ran on other GPUs of the host, which is never the same point as alone.
+    where that differs; ``beside``: measured while other deployments ran on other GPUs of the host, which is never the
+    same point as alone.
     """
 
     model: str

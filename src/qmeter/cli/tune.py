@@ -85,11 +85,10 @@ def tune(
         return
     tuner = Tuner(tuning, folder, low)
     try:
-        _search(tuner, tuning, folder, known, allow_power_cap, as_json, report=not no_report, end_s=end_s)
+        advice = _search(tuner, tuning, folder, known, allow_power_cap, as_json, report=not no_report, end_s=end_s)
     except KeyboardInterrupt:
         typer.echo(f"\nwhat was measured is kept; to go on: qmeter tune {shlex.quote(str(folder))}", err=True)
         raise
-    advice = advise(tuner, recorded_ratios(tuner, folder))
     _write_choice(tuning, advice, folder)
     _tell(tuner, advice, folder, as_json, console)
     raise typer.Exit(0 if advice.choice else 1)
@@ -98,8 +97,8 @@ def tune(
 def _search(
     tuner: Tuner, tuning: Tuning, folder: Path, known: Known | None, allow_power_cap: bool, as_json: bool, *,
     report: bool, end_s: float,
-) -> None:  # fmt: skip
-    """Ask, measure, tell, until the budget is spent or the time up; the report grows with it."""
+) -> Advice:  # fmt: skip
+    """Ask, measure, tell, until the budget or the time is up; the report grows with it. Returns what to deploy."""
     page, written_s, every_s = None, -math.inf, 0.0
     if report:
         from qmeter.report.tuning import REFRESH_S, write_tuning
@@ -115,10 +114,12 @@ def _search(
             tuner.tell(proposal, outcome)
             view.told(proposal, outcome)
             if page is not None and time.monotonic() - written_s >= every_s:
-                page(tuner, folder, running=True)
+                page(tuner, folder, advise(tuner), running=True)
                 written_s = time.monotonic()
+    advice = advise(tuner, recorded_ratios(tuner, folder))
     if page is not None:
-        page(tuner, folder, running=False)
+        page(tuner, folder, advice, running=False)
+    return advice
 
 
 def _check(tuning: Tuning, allow_power_cap: bool) -> list[Reason]:

@@ -15,24 +15,22 @@ from qmeter.report.numbers import shown
 from qmeter.report.page import render_template, runtime
 from qmeter.report.palette import Style, styles
 from qmeter.store import write_atomic
-from qmeter.tune.advise import Advice, FrontRow, advise
+from qmeter.tune.advise import Advice, FrontRow
 from qmeter.tune.hypervolume import Partition
 from qmeter.tune.noise import Standing
-from qmeter.tune.pairs import recorded_ratios
 from qmeter.tune.problem import Term
 from qmeter.tune.tuner import Tuner
 
 REFRESH_S = 10
 
 
-def write_tuning(tuner: Tuner, folder: Path, *, running: bool) -> Path:
+def write_tuning(tuner: Tuner, folder: Path, advice: Advice, *, running: bool) -> Path:
     """Write ``tune.html`` into the search's folder; a page of a running search reloads itself.
 
     Raises:
         MissingExtra: the report extra is not installed.
     """
     altair()
-    advice = advise(tuner, None if running else recorded_ratios(tuner, folder))
     looks = styles(list(dict.fromkeys(tuner.tuning.space.method_of(e.point) for e in tuner.evaluated())))
     charts = [*_scatters(tuner, looks), *_growth(tuner)]
     spec = tuner.tuning.spec

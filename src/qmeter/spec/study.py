@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Literal
 
@@ -205,6 +206,11 @@ class Cell(Frozen):
     def label(self) -> str:
         """For people."""
         return f"{self.deployment.label} · {self.workload.name} · #{self.repeat}"
+
+
+def cell_names(cells: Iterable[Cell]) -> set[str]:
+    """Every id by which records may name these cells: today's and qMeter 0.1's."""
+    return {name for cell in cells for name in (cell.id, cell.former_id)}
 
 
 def expand(study: Study) -> list[Cell]:

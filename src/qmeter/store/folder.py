@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from qmeter.errors import IncompatibleRecords, StoreError
 from qmeter.record import TABLES, CellTables, Record
 from qmeter.spec.identity import essence
-from qmeter.spec.study import Study, expand
+from qmeter.spec.study import Study, cell_names, expand
 from qmeter.store.journal import Journal
 from qmeter.store.query import Rows, run_query
 from qmeter.store.tables import read_tables, write_tables
@@ -95,17 +95,19 @@ class StudyStore:
             ) from error
 
     def _grow(self, study: Study, text: str) -> None:
-        records = self.records()
-        known = {name for cell in expand(study) for name in (cell.id, cell.former_id)}
-        strange = [record for record in records if record.cell_id not in known]
-        if strange or not records:
-            lacks = f": {len(strange)} of its {len(records)} records belong to no cell of this one" if strange else ""
-            raise StoreError(
-                f"{self.folder} already holds a different study{lacks}",
-                hint="choose another folder with --out, or resume that one: qmeter resume DIR (a study may grow, "
-                "but what was measured must stay in it unchanged)",
-            )
         with self.lock():
+            records = self.records()
+            known = cell_names(expand(study))
+            strange = [record for record in records if record.cell_id not in known]
+            if strange or not records:
+                lacks = (
+                    f": {len(strange)} of its {len(records)} records belong to no cell of this one" if strange else ""
+                )
+                raise StoreError(
+                    f"{self.folder} already holds a different study{lacks}",
+                    hint="choose another folder with --out, or resume that one: qmeter resume DIR (a study may grow, "
+                    "but what was measured must stay in it unchanged)",
+                )
             number = next(n for n in range(1, 10_000) if not (self.folder / f"study.{n}.yaml").exists())
             try:
                 if (self.folder / "study.yaml").is_file():

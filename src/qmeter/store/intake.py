@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from qmeter.errors import StoreError
 from qmeter.record import CellStatus, Record, RecordKind
 from qmeter.spec.identity import digest, former_digest
-from qmeter.spec.study import Study, expand
+from qmeter.spec.study import Study, cell_names, expand
 
 NEEDED = ("clock", "window", "proof", "effective", "verification")
 """Parts without which a measured record that counts as valid is not one that qMeter wrote."""
@@ -71,7 +71,7 @@ def require_sound(study: Study, records: Sequence[Record], where: str) -> Intake
 
 def _names(study: Study, records: Iterable[Record], found: Intake) -> None:
     """Each record's name must be the hash of its own cell, once, and the cell one of the study's."""
-    known = {name for cell in expand(study) for name in (cell.id, cell.former_id)}
+    known = cell_names(expand(study))
     twice = [name for name, count in Counter(r.cell_id for r in records).items() if count > 1]
     found.faults += [f"cell {name} stands twice" for name in twice]
     for record in records:

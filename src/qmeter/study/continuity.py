@@ -9,7 +9,7 @@ import qmeter
 from qmeter.engines.base import Artifact
 from qmeter.errors import IncompatibleRecords
 from qmeter.record import Reason, Record, RecordKind
-from qmeter.spec.study import Cell, Deployment
+from qmeter.spec.study import Cell, Deployment, cell_names
 from qmeter.study import provenance
 
 
@@ -19,7 +19,7 @@ def require_known_cells(cells: Iterable[Cell], records: Sequence[Record]) -> Non
     Raises:
         IncompatibleRecords: there are such records (another version of qMeter names the cells otherwise).
     """
-    known = {name for cell in cells for name in (cell.id, cell.former_id)}
+    known = cell_names(cells)
     strange = [r for r in records if r.kind is RecordKind.MEASURED and r.cell_id not in known]
     if strange:
         versions = ", ".join(sorted({r.provenance.qmeter_version for r in strange}))

@@ -62,7 +62,7 @@ def hold_gpus(uuids: Iterable[str], used_by: str, folder: Path | None = None) ->
 def _held(uuid: str, used_by: str, folder: Path) -> int:
     path = folder / f"qmeter-gpu-{re.sub(r'[^A-Za-z0-9_.-]', '_', uuid)}.lock"
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        handle = _opened(path)
     except OSError as error:
         raise StoreError(
             f"cannot lock GPU {uuid} ({path}: {error.strerror or error})",
@@ -80,5 +80,20 @@ def _held(uuid: str, used_by: str, folder: Path) -> int:
     with contextlib.suppress(OSError):
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"process {os.getpid()}, {used_by}".encode(), 0)
-        os.fchmod(handle, 0o666)
     return handle
+
+
+def _opened(path: Path) -> int:
+    """The lock file, made where there is none.
+
+    In a shared ``/tmp`` the kernel refuses to open another user's file with ``O_CREAT`` (``fs.protected_regular``).
+    """
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    for _ in range(3):
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(path, flags)
+        with contextlib.suppress(FileExistsError):  # another run made it in between
+            handle = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
+            os.fchmod(handle, 0o666)  # whatever the umask: other users lock it too
+            return handle
+    return os.open(path, flags)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qmeter.engines import standby
 from qmeter.record import CellStatus, Reason, Record
-from qmeter.spec.study import Cell, Study, expand
+from qmeter.spec.study import Cell, Study, cell_names, expand
 from qmeter.store import StudyStore
 from qmeter.study.continuity import changes, require_known_cells
 from qmeter.study.events import Listener, StudyEnded, StudyStarted, silent
@@ -66,8 +66,7 @@ def run_study(
             finally:
                 if not keep_standby:
                     standby.discard_all()
-        ids = {name for cell in cells for name in (cell.id, cell.former_id)}
-        ended = replace(_outcome(store, ids, time.monotonic() - started_s), waiting=waiting)
+        ended = replace(_outcome(store, cell_names(cells), time.monotonic() - started_s), waiting=waiting)
     listener(ended)
     return ended
 

@@ -113,9 +113,11 @@ def _settled(tuner: Tuner, group: list[Standing], ratios: Ratios | None) -> list
 
 def _told_apart(tuner: Tuner, group: Sequence[Standing], ratios: Ratios | None) -> list[str]:
     """In words, how the group's other settings differ from its first on the same requests, beyond the interval."""
+    if ratios is None:
+        return []
     out = []
-    for other in group[1:] if ratios else ():
-        found = ratios(other.measured.point, group[0].measured.point) if ratios else {}
+    for other in group[1:]:
+        found = ratios(other.measured.point, group[0].measured.point)
         keys = dict.fromkeys(paired_key(t) for t in tuner.tuning.objectives if difference(t, found))
         if keys:
             told = ", ".join(f"{metric(str(k).partition('@')[0]).label} {_percent(found[str(k)])}" for k in keys)
@@ -130,8 +132,8 @@ def _knobs(point: Point, beside: Point) -> str:
 
 
 def _percent(ratio: Quantity) -> str:
-    low, high = (0.0 if v is None else v - 1 for v in (ratio.low, ratio.high))
-    return f"{(ratio.value or 1) - 1:+.1%} [{low:+.1%}, {high:+.1%}]"
+    assert ratio.value is not None and ratio.low is not None and ratio.high is not None  # else it is no difference
+    return f"{ratio.value - 1:+.1%} [{ratio.low - 1:+.1%}, {ratio.high - 1:+.1%}]"
 
 
 def _row(tuner: Tuner, noise: Noise, standing: Standing, recommended: bool, equals: tuple[str, ...]) -> FrontRow:
