@@ -140,9 +140,17 @@ def _table(made: list[Calibration]) -> Table:
         table.add_row(
             c.label, str(len(c.cells)), f"{model.decode(1, 0) * 1e3:.2f} / {model.decode(most, 0) * 1e3:.2f} ms",
             f"{model.mixed(0, 0, tokens, tokens**2 / 2, 1) * 1e6 / tokens:.1f}", f"{c.cell_sigma:.1%}",
-            f"{c.input_s * 1e3:.1f} in, {c.output_s * 1e3:.1f} out", c.energy_series or f"unknown: {c.why_no_energy}",
+            f"{c.input_s * 1e3:.1f} in, {c.output_s * 1e3:.1f} out", _energy(c),
         )  # fmt: skip
     return table
+
+
+def _energy(c: Calibration) -> str:
+    if c.energy_series is None:
+        return f"unknown: {c.why_no_energy}"
+    if c.power_cap_w is None:
+        return f"{c.energy_series}; cap unknown: {c.why_no_cap or 'calibrated before it was looked at'}"
+    return f"{c.energy_series}; held at {c.power_cap_w:.0f} W"
 
 
 def _rows(rows: list[Comparison]) -> Table:

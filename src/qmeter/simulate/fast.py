@@ -85,7 +85,7 @@ def _detail(rep: st.Replica, work: st.Work, log: st.Log) -> Detail:
         step_start_s=column(st.C_START), step_s=column(st.C_DUR), step_decodes=whole(st.C_DEC),
         step_prefill=whole(st.C_PRE), step_kv=column(st.C_KV), step_pairs=column(st.C_PAIRS),
         step_running=whole(st.C_RUN), step_waiting=whole(st.C_WAIT), step_used=whole(st.C_USED),
-        step_out_s=column(st.C_OUT),
+        step_out_s=column(st.C_OUT), step_work_j=column(st.C_WORK_J), step_clock=column(st.C_CLOCK),
     )  # fmt: skip
 
 
