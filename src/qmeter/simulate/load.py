@@ -160,6 +160,7 @@ class SimResult:
         busy_s: seconds in which a step ran.
         energy_j: energy of the steps alone, without idle time.
         end_of_work_s: when the last step ended.
+        marks: energy and busy time up to each time that was asked for.
     """
 
     arrival_s: F64
@@ -175,3 +176,4 @@ class SimResult:
     energy_j: float
     end_of_work_s: float
     detail: Detail | None = None
+    marks: tuple[tuple[float, float], ...] = ()
