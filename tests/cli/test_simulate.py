@@ -1,12 +1,14 @@
 """``qmeter calibrate-model`` and ``qmeter simulate`` on a study folder made by a known deployment."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
 from qmeter.cli.main import _run
+from qmeter.simulate import load_calibrations
 from qmeter.spec.study import EngineRef, ModelRef, Study
 from qmeter.store import StudyStore
 
@@ -100,3 +102,15 @@ def test_pictures(folder, tmp_path, capsys):
     names = {p.name for p in (tmp_path / "p").iterdir()}
     assert code == 0 and names == {"coverage.svg", "predicted-measured.svg", "step-residuals.svg"}
     assert json.loads(out)["comparisons"]
+
+
+def test_calibrations_are_moved_to_the_host_of_other_records(folder, tmp_path, capsys):
+    """GIVEN records of the very host THEN its pace is 1, and the file says whose; a study without any is refused."""
+    path = tmp_path / "c.json"
+    code, out, _ = run(capsys, "calibrate-model", folder, "-o", path, "--host", folder)
+    assert code == 0 and f"on the host of {folder}" in " ".join(out.split())
+    made = load_calibrations(path)[0]
+    factor = re.search(r"take ([0-9.]+) times as long", made.extrapolated)
+    assert abs(float(factor[1]) - 1) < 0.1
+    code, _, err = run(capsys, "calibrate-model", folder, "-o", path, "--host", "h200-70b")
+    assert code == 3 and "does not show its host's pace" in " ".join(err.split()) and "measure one of" in err

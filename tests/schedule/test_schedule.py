@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from qmeter.capacity.traffic import Sample
 from qmeter.cli import main as cli
 from qmeter.errors import SpecError
 from qmeter.router.file import load_schedule
+from qmeter.schedule import solve as solve_module
 from qmeter.schedule.day import forecast, lengths_of, make_day, rate_at
 from qmeter.schedule.evaluate import evaluate, routed
 from qmeter.schedule.kinds import Choice, Kind
@@ -76,6 +78,27 @@ def test_latencies_as_served_are_those_of_a_client_behind_the_front_end() -> Non
     pool = Pool.of(offer, seed=0).serve_times(day.at_s, requests)
     assert found.ttft_p99_s == pytest.approx(np.quantile(pool.ttft_s, 0.99), rel=1e-9)
     assert found.tpot_p99_s == pytest.approx(np.quantile(pool.tpot_s, 0.99), rel=1e-9)
+
+
+def test_only_what_breaks_at_a_former_days_peak_is_cut(answer: Answer, monkeypatch: Any) -> None:
+    """GIVEN chat that breaks on one kind until that counts with 80% of its capacity THEN that kind alone is cut, and a
+    request draws what it drew."""
+    spec, choice = answer.spec, answer.choice
+    cut = len(choice.kinds) - 1
+
+    def found(spec: Any, now: Choice, day: Any, course: Any) -> Any:
+        breaks = now.kinds[cut].capacity_hz[0] > 0.8 * choice.kinds[cut].capacity_hz[0]
+        by_kind = np.zeros((1, len(now.kinds)))
+        by_kind[0, 0], by_kind[0, cut] = np.nan, 0.5 * breaks
+        return SimpleNamespace(by_class=(0.2 * breaks,), by_kind=by_kind)
+
+    monkeypatch.setattr(solve_module, "evaluate", found)
+    made, _ = solve_module._tightened(spec, choice, make_day(spec, 9), lambda _: None)
+    assert made.kinds[:cut] == choice.kinds[:cut]
+    kept = made.kinds[cut].capacity_hz[0] / choice.kinds[cut].capacity_hz[0]
+    assert kept == pytest.approx(solve_module.CUT**2)
+    np.testing.assert_allclose(made.kinds[cut].work, choice.kinds[cut].work)
+    assert made.notes[-1].startswith(f"{made.kinds[cut].name}: chat counts with 76% of the capacity")
 
 
 def test_requests_follow_the_shares(answer: Answer) -> None:

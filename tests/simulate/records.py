@@ -99,8 +99,8 @@ def data_parallel(spec, seed=7, told=True):
     return record.model_copy(update={"cell": cell, "deployment_id": "dp2", "cell_id": f"dp2-{seed}"}), tables
 
 
-def study(loads=LOADS, **more):
+def study(loads=LOADS, first_seed=100, **more):
     """Records, and a function that gives their tables."""
-    pairs = [measured(spec, seed=100 + k, **more) for k, spec in enumerate(loads)]
+    pairs = [measured(spec, seed=first_seed + k, **more) for k, spec in enumerate(loads)]
     kept = {r.cell_id: t for r, t in pairs}
     return [r for r, _ in pairs], lambda r: kept[r.cell_id]

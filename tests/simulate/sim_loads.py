@@ -21,6 +21,7 @@ def model(sequences=64, tokens=2048, noise=None, draw_host=(0.0084, 0.025, 0.002
         "kv_s": 2e-8, "pair_s": 1e-9, "chunk_s": 1e-4, "host_s": draw_host[0], "host_seq_s": 1e-6,
         "host_mixed_s": draw_host[1], "tail_s": draw_host[2], "kv_j": 1e-6, "pair_j": 1e-8, "busy_w": 300.0,
         "decode_j": 100 * decode, "mixed_j": 200 * mixed,
+        "mixed_clock_s": 0.7 * mixed,
     }  # fmt: skip
     if noise is not None:
         rng = np.random.default_rng(noise)
@@ -62,5 +63,8 @@ def cases(draw, prefix=False):
     front = {
         "output_seq_s": draw(st.sampled_from([0.0, 1e-4, 2e-3])),
         "input_each_s": draw(st.sampled_from([0.0, 7e-4])),
+        "cap_w": draw(st.sampled_from([np.inf, 450.0, 330.0])),
+        "settle_s": draw(st.sampled_from([0.02, 0.3])),
+        "launch_w": draw(st.sampled_from([None, 80.0])),
     }
     return made, rules, model(seats, rules.token_budget, draw(st.none() | st.integers(0, 99)), host, **front)

@@ -12,6 +12,7 @@ from qmeter.simulate import Calibration, calibrate, find, load_calibrations, pre
 from qmeter.simulate.carry import fit_records
 from qmeter.simulate.fit import hinges, knots_for, nonnegative
 from qmeter.simulate.observe import observed_steps
+from qmeter.simulate.quick import quick
 from qmeter.simulate.validate import compare, leave_one_out, scores
 from qmeter.workload import Vocabulary, build
 
@@ -188,3 +189,15 @@ def test_nonnegative_least_squares_matches_a_known_answer():
 def test_a_calibration_is_plain_data(calibration):
     assert Calibration.model_validate_json(calibration.model_dump_json()) == calibration
     assert "draws" in json.loads(calibration.model_dump_json())
+
+
+def test_the_quick_numbers_are_the_whole_cells():
+    """GIVEN a load with a ramp before its window THEN energy and power are the window's, as in a whole cell."""
+    fit = calibrate(*study(), draws=2)
+    for spec in (LOADS[1], LOADS[2]):
+        schedule = build(spec, 5, Vocabulary(size=32000))
+        told = predict(fit, spec, seed=5, draws=0, schedule=schedule)
+        found = quick(fit, spec, schedule, seed=5, noise=True)
+        for name in ("j_per_output_token", "power_mean_w"):
+            assert found[name] == pytest.approx(told.energy[name].value, rel=0.04), name
+        assert found["tpot_mean_s"] == pytest.approx(told.metrics["tpot_mean_s"].value, rel=0.02)

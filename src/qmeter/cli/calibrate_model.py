@@ -19,6 +19,7 @@ from qmeter.simulate.calibrate import DRAWS, Tables
 from qmeter.simulate.calibration import Calibration, save
 from qmeter.simulate.carry import fit_records, physics_data
 from qmeter.simulate.heldout import calibrate_checked, with_peers
+from qmeter.simulate.host import HostPace, host_pace, on_host
 from qmeter.simulate.physics import PhysicsFit
 from qmeter.simulate.validate import Comparison, by_deployment, cached, compare, leave_one_out, scores
 from qmeter.store import open_results
@@ -33,11 +34,24 @@ def calibrate_model(
         list[str] | None, typer.Option("--hold", help="Workload to leave out of the fit and to check on; repeatable.")
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Predict every workload from a fit without it.")] = False,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            "--host",
+            metavar="DIR",
+            help="Records made on the host to predict for, of one of the deployments "
+            "at least: launches and front end are set to its pace.",
+        ),
+    ] = None,
     draws: Annotated[int, typer.Option("--draws", min=3, max=1000, help="Bootstrap draws kept.")] = DRAWS,
     pictures: Annotated[Path | None, typer.Option("--pictures", help="Folder for SVG pictures.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Fit step time, power and delays of each deployment from its records, with intervals; write one file."""
+    """Fit step time, power and delays of each deployment from its records, with intervals; write one file.
+
+    Launches and front end go with the host's CPU: with --host, a short run of one deployment there tells its pace for
+    all of them.
+    """
     results = open_results(where)
     tables = cached(results.tables)
     console = Console(stderr=as_json)
@@ -47,6 +61,9 @@ def calibrate_model(
     made, rows, faults = _fit_all(groups, tables, hold or [], check, draws, console)
     if not made:
         raise AnalysisError(f"no deployment could be calibrated: {faults[0]}")
+    pace = _pace(made, host)
+    if pace is not None:
+        made = [on_host(c, pace) for c in made]
     physics = _physics(groups, tables)
     save(made, out, physics_data(physics) if physics else None)
     drawn = _pictures(rows, made, pictures) if pictures else []
@@ -57,10 +74,13 @@ def calibrate_model(
             "scores": [asdict(s) for s in scores(rows)],
             "comparisons": [asdict(r) | {"error": r.error, "inside": r.inside} for r in rows],
             "faults": faults,
+            "host": asdict(pace) if pace else None,
         }
         typer.echo(json.dumps(data))
         return
     console.print(_table(made))
+    if pace is not None:
+        console.print(pace.words, highlight=False)
     if physics:
         e = physics.efficiencies
         console.print(
@@ -73,6 +93,13 @@ def calibrate_model(
         console.print(_rows(rows))
         console.print(_scores(rows))
     console.print("\n         ".join([f"written: {out}", *map(str, drawn)]), highlight=False)
+
+
+def _pace(made: list[Calibration], host: str | None) -> HostPace | None:
+    if host is None:
+        return None
+    there = open_results(host)
+    return host_pace(made, there.records(), there.tables, host)
 
 
 def _wanted(record: Record, methods: list[str] | None, model: str | None) -> bool:
@@ -140,9 +167,17 @@ def _table(made: list[Calibration]) -> Table:
         table.add_row(
             c.label, str(len(c.cells)), f"{model.decode(1, 0) * 1e3:.2f} / {model.decode(most, 0) * 1e3:.2f} ms",
             f"{model.mixed(0, 0, tokens, tokens**2 / 2, 1) * 1e6 / tokens:.1f}", f"{c.cell_sigma:.1%}",
-            f"{c.input_s * 1e3:.1f} in, {c.output_s * 1e3:.1f} out", c.energy_series or f"unknown: {c.why_no_energy}",
+            f"{c.input_s * 1e3:.1f} in, {c.output_s * 1e3:.1f} out", _energy(c),
         )  # fmt: skip
     return table
+
+
+def _energy(c: Calibration) -> str:
+    if c.energy_series is None:
+        return f"unknown: {c.why_no_energy}"
+    if c.power_cap_w is None:
+        return f"{c.energy_series}; cap unknown: {c.why_no_cap or 'calibrated before it was looked at'}"
+    return f"{c.energy_series}; held at {c.power_cap_w:.0f} W"
 
 
 def _rows(rows: list[Comparison]) -> Table:

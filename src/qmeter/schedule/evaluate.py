@@ -29,7 +29,8 @@ class Outcome:
     Attributes:
         energy_j: all devices of the fleet: steps, idle, loading, and those with nothing loaded. ``load_j``,
             ``off_j``, ``idle_j``: parts of it.
-        violations: share of all requests that broke their class's SLO; ``by_class`` of each class's.
+        violations: share of all requests that broke their class's SLO; ``by_class`` of each class's; ``by_kind`` of
+            those of each class that each kind served, shape (classes, kinds), ``nan`` where it served none.
         quality: (class, metric) → mean over the class's requests, of the intervals' worse ends.
         starts: replicas started after the first ones. lost: requests that nobody served.
         served: share of requests by kind.
@@ -42,6 +43,7 @@ class Outcome:
     idle_j: float
     violations: float
     by_class: tuple[float, ...]
+    by_kind: F64
     quality: Mapping[tuple[str, str], float]
     starts: int
     lost: int
@@ -75,6 +77,7 @@ def evaluate(spec: ScheduleSpec, choice: Choice, day: Day, course: Course) -> Ou
     return Outcome(
         course, energy, load_j, off_j, idle_j, float(broken.mean()),
         tuple(float(broken[day.group == c].mean()) if (day.group == c).any() else 0.0 for c in classes),
+        _by_kind(broken, day.group, kind_of, len(spec.classes), len(kinds)),
         _quality(spec, kinds, day, kind_of), starts, int(np.isnan(end).sum()),
         tuple(float((kind_of == k).mean()) for k in range(len(kinds))),
         float(np.nanquantile(ttft, 0.99)), float(np.nanquantile(tpot, 0.99)),
@@ -137,6 +140,14 @@ def _broken(spec: ScheduleSpec, day: Day, ttft: F64, tpot: F64, total: F64) -> N
             if limit is not None:
                 broken |= own & (value > limit)
     return broken
+
+
+def _by_kind(broken: NDArray[np.bool_], group: I64, kind_of: I64, classes: int, kinds: int) -> F64:
+    cell = group * kinds + kind_of
+    served = np.bincount(cell, minlength=classes * kinds)
+    with np.errstate(invalid="ignore"):
+        share = np.bincount(cell, weights=broken, minlength=classes * kinds) / served
+    return share.reshape(classes, kinds)
 
 
 def _energy(spec: ScheduleSpec, choice: Choice, fleet: Fleet, result: FleetResult) -> tuple[float, float, float, float]:

@@ -81,6 +81,14 @@ class Kind:
         slope = (self.power_w[-1] - self.power_w[-2]) / (BANDS[-1] - BANDS[-2])
         return np.asarray(np.interp(work, BANDS, self.power_w) + slope * np.maximum(work - BANDS[-1], 0.0))
 
+    def cut(self, factor: float, classes: NDArray[np.bool_]) -> Kind:
+        """This kind with less capacity for some classes; what a request of them draws stays."""
+        if not classes.any():
+            return self
+        by = np.where(classes, factor, 1.0)
+        draw = np.array(self.draw or (1.0,) * len(self.capacity_hz))
+        return replace(self, capacity_hz=tuple(map(float, by * np.array(self.capacity_hz))), draw=tuple(by * draw))
+
     @property
     def device(self) -> str:
         """Its device type."""

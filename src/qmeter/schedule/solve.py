@@ -27,8 +27,8 @@ F64 = NDArray[np.float64]
 NAMES = ("static", "reactive", "schedule", "clairvoyant")
 KWH_J = 3.6e6
 YESTERDAY = 1000
-"""Added to the seed for the day that the headroom is found on."""
-PEAK_HOURS_S, CUT, MOST_CUTS = 3 * 3600.0, 0.87, 6
+"""Added to the seed for the day on which capacities are tried."""
+PEAK_HOURS_S, CUT, MOST_CUTS = 3 * 3600.0, 0.87, 16
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def solve(spec: ScheduleSpec, say: Callable[[str], None] = lambda _: None, preci
     began = time.perf_counter()
     choice = choose(spec, say, precision)
     history = make_day(spec, spec.seed + YESTERDAY, choice.longest_tokens)
-    spec, guess = _tightened(spec, choice, history, say)
+    choice, guess = _tightened(spec, choice, history, say)
     days: list[Day] = []
     outcomes: dict[str, list[Outcome]] = {name: [] for name in NAMES}
     plan: Course | None = None
@@ -105,12 +105,12 @@ def solve(spec: ScheduleSpec, say: Callable[[str], None] = lambda _: None, preci
     return Answer(spec, choice, tuple(days), made, plan, time.perf_counter() - began)
 
 
-def _tightened(spec: ScheduleSpec, choice: Choice, seen: Day, say: Callable[[str], None]
-               ) -> tuple[ScheduleSpec, Prices]:  # fmt: skip
-    """The spec with the headroom at which a day like those to come, but none of them, keeps its promises at its peak;
+def _tightened(spec: ScheduleSpec, choice: Choice, seen: Day, say: Callable[[str], None]) -> tuple[Choice, Prices]:
+    """The kinds with capacities at which a day like those to come, but none of them, keeps its promises at its peak;
     and what quality is worth on that day.
 
     A replica's capacity was found with arrivals of its own; the day's classes share replicas, and traces are burstier.
+    Only what breaks is cut: where a class breaks its promise, its capacity on the kinds whose share of it does.
     """
     guess = _worth(spec, choice, seen)
     top_s = float(seen.peak_hz.sum(axis=0).argmax()) * spec.slot
@@ -118,9 +118,9 @@ def _tightened(spec: ScheduleSpec, choice: Choice, seen: Day, say: Callable[[str
     inside = (seen.at_s >= begin_s) & (seen.at_s < end_s)
     peak = replace(seen, **{k: getattr(seen, k)[inside] for k in ("at_s", "prompt", "output", "group")})
     slots = slice(int(begin_s // spec.slot), max(int(end_s // spec.slot), int(begin_s // spec.slot) + 1))
+    made, least = choice, np.array([1.0 - c.slo.percentile for c in spec.classes])
     for _ in range(MOST_CUTS):
-        say(f"headroom {spec.headroom:.2f}: simulating the peak of a day before")
-        problem = Problem(spec, choice.kinds, choice.off_w, seen.mean_hz[:, slots], seen.peak_hz[:, slots],
+        problem = Problem(spec, made.kinds, made.off_w, seen.mean_hz[:, slots], seen.peak_hz[:, slots],
                           price_j=guess)  # fmt: skip
         try:
             solution = optimise_day(problem, 0.01)
@@ -128,17 +128,28 @@ def _tightened(spec: ScheduleSpec, choice: Choice, seen: Day, say: Callable[[str
             break  # the courses say what is lacking
         at_s = policies.slot_times(spec)[slots]
         at_s[0] = 0.0
-        found = evaluate(spec, choice, peak, Course("peak", "peak", at_s, solution.n, solution.shares))
-        over = [b - (1 - c.slo.percentile) for b, c in zip(found.by_class, spec.classes, strict=True)]
-        if max(over) <= 0:
+        say("simulating the peak of a day before")
+        found = evaluate(spec, made, peak, Course("peak", "peak", at_s, solution.n, solution.shares))
+        broken = (np.array(found.by_class) > least)[:, None] & (np.nan_to_num(found.by_kind) > least[:, None])
+        if not broken.any():
             break
-        cut = spec.model_copy(update={"headroom": spec.headroom * CUT})
+        cut = replace(made, kinds=tuple(k.cut(CUT, broken[:, i]) for i, k in enumerate(made.kinds)))
         try:
-            policies.static_peak(cut, choice, seen)
+            policies.static_peak(spec, cut, seen)
         except SpecError:
             break  # the fleet has no more room: the courses say what breaks
-        spec = cut
-    return spec, guess
+        made = cut
+    return replace(made, notes=made.notes + _cuts(spec, choice, made)), guess
+
+
+def _cuts(spec: ScheduleSpec, before: Choice, after: Choice) -> tuple[str, ...]:
+    """In words, what was cut."""
+    pairs = [(was, now) for was, now in zip(before.kinds, after.kinds, strict=True) if was is not now]
+    return tuple(
+        f"{now.name}: {c.name} counts with {now.capacity_hz[i] / was.capacity_hz[i]:.0%} of the capacity found for it "
+        "alone: at a former day's peak its requests broke their SLO"
+        for was, now in pairs for i, c in enumerate(spec.classes) if now.capacity_hz[i] < was.capacity_hz[i]
+    )  # fmt: skip
 
 
 def _worth(spec: ScheduleSpec, choice: Choice, day: Day) -> Prices:

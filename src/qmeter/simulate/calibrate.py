@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,23 @@ from qmeter import __version__, catalog
 from qmeter.errors import AnalysisError
 from qmeter.record import CellStatus, CellTables, EffectiveConfig, Record, RecordKind
 from qmeter.simulate.calibration import Calibration, Support, plain
+from qmeter.simulate.clocks import full_clock_hz, power_cap, step_clocks
 from qmeter.simulate.fit import Basis, fit_steps, knots_for, padded_sizes
 from qmeter.simulate.front import Seen, input_cost, input_delay, output_delay
+from qmeter.simulate.mixed import (
+    OP_SIGMA,
+    PAIR_SIGMA,
+    TILES,
+    UNTILED,
+    WIDE_SIGMA,
+    Expected,
+    MixedShape,
+    expected,
+    knots_of,
+)
 from qmeter.simulate.observe import MIN_STEPS, ONE_REPLICA, OVERLAPPING, Observed, observed_steps
-from qmeter.simulate.overlap import fit_overlap, steady
-from qmeter.simulate.power import PowerFit, energy_series, fit_power, spans
+from qmeter.simulate.overlap import device_seconds, fit_overlap, steady, waits
+from qmeter.simulate.power import PowerFit, Work, energy_series, fit_power, spans
 from qmeter.simulate.rules import Rules, capture_sizes, rules_of
 from qmeter.simulate.steptime import NOISE_BLOCK
 
@@ -37,9 +49,12 @@ Tables = Callable[[Record], CellTables]
 
 @dataclass(frozen=True)
 class _Cell:
+    """``clocks``: of each step, as a share of the highest clock that any of the cells saw."""
+
     record: Record
     tables: CellTables
     steps: Observed
+    clocks: F64
 
 
 def calibrate(records: Sequence[Record], tables: Tables, *, draws: int = DRAWS, seed: int = 0) -> Calibration:
@@ -67,26 +82,32 @@ def calibrate(records: Sequence[Record], tables: Tables, *, draws: int = DRAWS, 
     rules = rules_of(engine["name"], effective, engine.get("options"))
     basis = _basis(cells, rules, _graph_sizes(deployment, rules))
     steps = joined([c.steps for c in cells])
+    cap_w, why_no_cap = power_cap([c.tables for c in cells])
     fit = _fit(cells, basis, steps, rules, draws, seed)
-    power = _power(cells, draws, seed)
+    work = _works(cells, steps, fit)
+    power = _power(cells, work, draws, seed)
     seen = [Seen(c.record.cell["workload"], c.tables, c.steps) for c in cells]
     decode, mixed = _noise(cells, steps, fit.ratios, rules.async_scheduling)
-    input_s = input_delay(seen)
+    input_s = input_delay(seen, engine["name"])
     input_each_s = min(input_s, input_cost(seen, engine["name"], input_s))
-    output_s, output_seq_s = output_delay(seen, input_s - input_each_s, input_each_s)
+    output_s, output_seq_s = output_delay(seen, input_s - input_each_s, input_each_s, engine["name"])
     return Calibration(
         deployment=_named(used[0]),
         effective=effective.model_dump(mode="json"),
         rules=plain(rules),
-        basis=plain(basis),
+        basis=plain(fit.basis),
         coefficients=tuple(fit.coefficients),
         draws=tuple(tuple(d) for d in fit.draws),
+        kv_mixed=fit.kv_mixed,
         noise_decode=decode,
         noise_mixed=mixed,
         energy=tuple(power.coefficients) if power else None,
         energy_draws=tuple(tuple(d) for d in power.draws) if power else (),
         energy_series=power.series if power else None,
         why_no_energy=None if power else "the records hold no energy counter with enough readings",
+        launch_idle=power is not None,
+        power_cap_w=cap_w if power else None,
+        why_no_cap=why_no_cap if power else "no energy is known to hold at it",
         input_s=input_s - input_each_s,
         output_s=output_s,
         output_seq_s=output_seq_s,
@@ -95,7 +116,7 @@ def calibrate(records: Sequence[Record], tables: Tables, *, draws: int = DRAWS, 
         input_each_s=input_each_s,
         cell_sigma=_cell_sigma(cells, steps, fit.ratios, steady(steps) if np.any(fit.host) else None),
         host_sigma=_host_sigma(cells, steps, fit.ratios) if np.any(fit.host) else 0.0,
-        energy_sigma=_energy_sigma(cells, power),
+        energy_sigma=_energy_sigma(cells, work, power),
         support=_support(cells, steps, power is not None),
         cells=tuple(c.record.cell_id for c in cells),
         qmeter_version=__version__,
@@ -157,10 +178,12 @@ def joined(parts: Sequence[Observed]) -> Observed:
 def _with_steps(used: Sequence[Record], tables: Tables) -> list[_Cell]:
     """The cells whose steps can be seen; the last fault is raised where there are none."""
     cells, fault = [], None
+    full_hz = full_clock_hz([tables(r) for r in used])
     for record in used:
         own = tables(record)
         try:
-            cells.append(_Cell(record, own, observed_steps(own)))
+            steps = observed_steps(own)
+            cells.append(_Cell(record, own, steps, step_clocks(own, steps, full_hz)))
         except AnalysisError as error:
             fault = error
     if not cells and fault is not None:
@@ -170,13 +193,15 @@ def _with_steps(used: Sequence[Record], tables: Tables) -> list[_Cell]:
 
 @dataclass(frozen=True)
 class _StepFit:
-    """Coefficients and host times with draws, and measured / modelled step times."""
+    """The basis, its coefficients and host times with draws, and measured / modelled step times."""
 
+    basis: Basis
     coefficients: F64
     draws: F64
     host: F64
     host_draws: F64
     ratios: F64
+    kv_mixed: float = 1.0
 
 
 def _fit(cells: list[_Cell], basis: Basis, steps: Observed, rules: Rules, draws: int, seed: int) -> _StepFit:
@@ -188,12 +213,20 @@ def _fit(cells: list[_Cell], basis: Basis, steps: Observed, rules: Rules, draws:
     if not rules.async_scheduling or calm.sum() < MIN_STEPS or (steps.prefill > 0).sum() < MIN_STEPS:
         fit = fit_steps(basis.design(steps), steps.seconds, draws=draws, seed=seed)
         none = np.zeros(5)
-        return _StepFit(fit.coefficients, fit.draws, none, np.zeros((0, 5)), fit.ratios)
-    d, m = len(basis.decode_knots), len(basis.mixed_knots)
+        return _StepFit(basis, fit.coefficients, fit.draws, none, np.zeros((0, 5)), fit.ratios)
+    d = len(basis.decode_knots)
     run = steps.where(calm)
-    columns = [*range(d), d + m]
-    alone = fit_steps(basis.design(run)[:, columns], run.seconds, draws=draws, seed=seed)
-    both = fit_overlap(basis, steps, alone.coefficients[:d], float(alone.coefficients[d]), draws=draws, seed=seed)
+    columns = [*range(d), d + len(basis.mixed_knots)]
+    told = _expected(cells[0].record)
+    anchor = None if told is None else (d, told.kv_s)
+    alone = fit_steps(basis.design(run)[:, columns], run.seconds, draws=draws, seed=seed, anchor=anchor)
+    decode, kv_s = alone.coefficients[:d], float(alone.coefficients[d])
+    clocks = np.concatenate([c.clocks for c in cells])
+    shapes = [_shape(told, steps, rules, tile, float(decode[0])) for tile in TILES]
+    fits = [fit_overlap(basis, steps, decode, kv_s, s, clocks, draws=draws, seed=seed) for s in shapes]
+    shape, both = min(zip(shapes, fits, strict=True), key=lambda p: p[1].cost * (UNTILED if p[0].tile == 1 else 1.0))
+    basis = replace(basis, mixed_knots=tuple(shape.knots), tile=shape.tile, mixed_clock=tuple(both.clocked))
+    m = len(shape.knots)
     ratios = 1.0 / both.predicted
     ratios[calm] = alone.ratios
     launch = before_mixed(steps)
@@ -206,7 +239,25 @@ def _fit(cells: list[_Cell], basis: Basis, steps: Observed, rules: Rules, draws:
     middle = alone.coefficients
     coefficients = np.concatenate([middle[:d], both.mixed[:m], middle[d:], both.mixed[m:]])
     parts = [alone.draws[:, :d], both.mixed_draws[:, :m], alone.draws[:, d:], both.mixed_draws[:, m:]]
-    return _StepFit(coefficients, np.concatenate(parts, axis=1), host, host_draws, ratios)
+    return _StepFit(basis, coefficients, np.concatenate(parts, axis=1), host, host_draws, ratios, both.kv_mixed)
+
+
+def _expected(record: Record) -> Expected | None:
+    d = record.cell["deployment"]
+    return expected(d["model"]["shape"], d["method"], device_of(record), d["engine"]["name"],
+                    int(d["parallelism"].get("tp", 1)))  # fmt: skip
+
+
+def _shape(told: Expected | None, steps: Observed, rules: Rules, tile: int, weights_s: float) -> MixedShape:
+    """The shape to start from: a token's time by the catalog, else at the pace of the fullest steps."""
+    knots = knots_of(tile, rules.token_budget)
+    if told is not None:
+        return MixedShape(tile, knots, weights_s, told.token_s, OP_SIGMA, told.pair_s, PAIR_SIGMA)
+    tokens = (steps.decodes + steps.prefill).astype(np.float64)
+    full = (steps.prefill > 0) & (tokens >= np.quantile(tokens[steps.prefill > 0], 0.9))
+    pace = float(np.median(steps.seconds[full] / tokens[full]))
+    pair_s = 0.05 * pace * float(tokens.max()) / float(steps.pairs.max(initial=1.0))
+    return MixedShape(tile, knots, weights_s, pace, WIDE_SIGMA, pair_s, WIDE_SIGMA)
 
 
 def before_mixed(steps: Observed) -> NDArray[np.bool_]:
@@ -288,22 +339,32 @@ def _host_sigma(cells: list[_Cell], steps: Observed, ratios: F64) -> float:
     return float(np.sqrt(variance * (1 + 1 / max(len(logs), 1))))
 
 
-def _power(cells: list[_Cell], draws: int, seed: int) -> PowerFit | None:
+def _works(cells: list[_Cell], steps: Observed, fit: _StepFit) -> list[Work]:
+    """What each cell's energy depends on; waits for launches only where host and device overlap."""
+    clocks = np.concatenate([c.clocks for c in cells])
+    waiting = np.zeros(len(steps))
+    if np.any(fit.host):
+        waiting = waits(steps, device_seconds(fit.basis, fit.coefficients, fit.kv_mixed, steps, clocks))
+    at = np.cumsum([0, *(len(c.steps) for c in cells)])
+    return [Work(c.clocks, waiting[a:b], fit.basis.tile) for c, a, b in zip(cells, at, at[1:], strict=False)]
+
+
+def _power(cells: list[_Cell], works: list[Work], draws: int, seed: int) -> PowerFit | None:
     parts, series = [], ""
-    for cell in cells:
-        found = spans(cell.tables, cell.steps)
+    for cell, work in zip(cells, works, strict=True):
+        found = spans(cell.tables, cell.steps, work)
         if found is not None:
             parts.append(found)
             series = "+".join(energy_series(cell.tables))
     return fit_power(parts, series, draws=draws, seed=seed)
 
 
-def _energy_sigma(cells: list[_Cell], power: PowerFit | None) -> float:
+def _energy_sigma(cells: list[_Cell], works: list[Work], power: PowerFit | None) -> float:
     if power is None:
         return 0.0
     logs = []
-    for cell in cells:
-        found = spans(cell.tables, cell.steps)
+    for cell, work in zip(cells, works, strict=True):
+        found = spans(cell.tables, cell.steps, work)
         if found is not None:
             logs.append(np.log(float(found[1].sum()) / float((found[0] @ power.coefficients).sum())))
     if len(logs) < 2:

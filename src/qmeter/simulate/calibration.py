@@ -15,12 +15,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qmeter.errors import AnalysisError
 from qmeter.registry import nearest
-from qmeter.simulate.fit import Basis
+from qmeter.simulate.fit import Basis, tiled
+from qmeter.simulate.power import PADDING
 from qmeter.simulate.rules import Rules
 from qmeter.simulate.steptime import LAUNCH_BLOCK, StepModel, resampled
 
 F64 = NDArray[np.float64]
-VERSION = 2
+VERSION = 3
 
 
 class _Frozen(BaseModel):
@@ -50,17 +51,21 @@ class Calibration(_Frozen):
         deployment: model, method, engine, device, parallelism, as the records name them.
         basis: knots and padding of the step-time curve.
         coefficients, draws: of the basis; ``draws`` are the bootstrap's.
+        kv_mixed: how much longer a KV token takes beside a prefill than in a decode step.
         noise_decode, noise_mixed: measured / modelled times of decode and of mixed steps, in the order they came.
         energy, energy_draws: joule coefficients (:data:`qmeter.simulate.power.COLUMNS`); ``None``: no counter.
         energy_series: the counter they are from; ``why_no_energy`` where there is none.
+        launch_idle: a device that waits for a launch draws its idle power (else, as once fitted, a running one's).
+        power_cap_w: what the power of all its GPUs settles at under their limit; unknown (``why_no_cap``): simulated
+            power is held at nothing, and clocks are as they were where the records were made.
         input_s, output_s: delays between client and scheduler, either way; spacing_s: least time between two requests
             at the scheduler, since the front end takes them one at a time; output_seq_s, input_each_s: the front end's
             time for each token it sends on, and for each request.
         host, host_draws: the host's times (:data:`qmeter.simulate.overlap.HOST`), zero where none overlap.
         cell_sigma: spread (log scale) of whole cells around the model: what differs from run to run.
         host_sigma, energy_sigma: the same for the host's times and for energy.
-        held_out: by metric, for each load log(measured / predicted by a fit without it); intervals are at least as wide
-            as these say (:mod:`qmeter.simulate.heldout`).
+        held_out: by metric, for each load log(measured / predicted by a fit without it); peers_held_out: the same of
+            the file's other deployments. Intervals are made of these (:mod:`qmeter.simulate.heldout`).
         cells: ids of the records used. effective: what the engine reported of itself.
     """
 
@@ -71,12 +76,16 @@ class Calibration(_Frozen):
     basis: dict[str, Any]
     coefficients: tuple[float, ...]
     draws: tuple[tuple[float, ...], ...]
+    kv_mixed: float = 1.0
     noise_decode: tuple[float, ...]
     noise_mixed: tuple[float, ...]
     energy: tuple[float, ...] | None = None
     energy_draws: tuple[tuple[float, ...], ...] = ()
     energy_series: str | None = None
     why_no_energy: str | None = None
+    launch_idle: bool = False
+    power_cap_w: float | None = None
+    why_no_cap: str | None = None
     input_s: float
     output_s: float
     output_seq_s: float = 0.0
@@ -88,6 +97,7 @@ class Calibration(_Frozen):
     host_sigma: float = 0.0
     energy_sigma: float = 0.0
     held_out: dict[str, tuple[float, ...]] = {}
+    peers_held_out: dict[str, tuple[float, ...]] = {}
     support: Support
     cells: tuple[str, ...]
     qmeter_version: str
@@ -113,14 +123,16 @@ class Calibration(_Frozen):
     def step_model(self, draw: int | None = None, seed: int = 0, *, noise: bool = True) -> StepModel:
         """The step model: the fitted one, or bootstrap draw ``draw``, with a whole-cell deviation of its own.
 
-        A run in which the host is slow launches and answers slowly: one factor for its launches and the front end.
+        A run in which the host is slow launches and answers slowly: one factor for its launches of steps with prefill
+        and the front end. (Graphs launch decode steps, within the device's time.)
         """
         rng = np.random.default_rng((seed, 0 if draw is None else draw + 1))
         pick = self.coefficients if draw is None else self.draws[draw % len(self.draws)]
         shift = 1.0 if draw is None else self._next_run(draw, 0, self.cell_sigma)
         host = self.host if draw is None or not self.host_draws else self.host_draws[draw % len(self.host_draws)]
         slow = 1.0 if draw is None else float(np.exp(_normal(draw, 1) * self.host_sigma))
-        return self._model(np.asarray(pick) * shift, np.asarray(host) * slow, slow, self._energy(draw), rng, noise)
+        launches = np.asarray(host) * np.array([1.0, 1.0, slow, slow, 1.0])
+        return self._model(np.asarray(pick) * shift, launches, slow, self._energy(draw), rng, noise)
 
     def _next_run(self, draw: int, which: int, sigma: float) -> float:
         """A run's factor: a few cells showed its spread and middle, so Student's t, wider by the middle's own error."""
@@ -142,10 +154,14 @@ class Calibration(_Frozen):
         decode, mixed = basis.tables(c, rules.max_sequences, rules.token_budget)
         seed = int(rng.integers(2**31))
         sequences, tokens = np.arange(rules.max_sequences + 1), np.arange(rules.token_budget + 1)
+        padding = tiled(tokens, basis.tile) - np.maximum(tokens, 1)
         one = np.ones(1)
         return StepModel(
-            decode, mixed, kv_s=float(c[-3]), pair_s=float(c[-2]), chunk_s=float(c[-1]),
-            decode_j=e[2] * sequences, mixed_j=e[3] * tokens, kv_j=float(e[4]), pair_j=float(e[5]),
+            decode, mixed, kv_s=float(c[-3]), kv_mixed=self.kv_mixed, pair_s=float(c[-2]), chunk_s=float(c[-1]),
+            mixed_clock_s=basis.clocked(mixed), cap_w=float("inf") if self.power_cap_w is None else self.power_cap_w,
+            decode_j=e[2] * sequences, mixed_j=e[3] * tokens,
+            padding_j=PADDING * e[3] * padding, launch_w=float(e[0]) if self.launch_idle else None,
+            kv_j=float(e[4]), pair_j=float(e[5]),
             busy_w=float(e[1]), idle_w=float(e[0]), input_s=self.input_s, output_s=self.output_s,
             output_seq_s=self.output_seq_s * slow, input_each_s=self.input_each_s * slow, spacing_s=self.spacing_s,
             host_s=float(h[0]), host_seq_s=float(h[1]), host_mixed_s=float(h[2]), host_mixed_seq_s=float(h[3]),
@@ -161,7 +177,8 @@ def _pool(quantiles: tuple[float, ...]) -> F64:
 
 def basis_of(data: dict[str, Any]) -> Basis:
     """A basis from plain data."""
-    return Basis(tuple(data["decode_knots"]), tuple(data["mixed_knots"]), tuple(int(p) for p in data["pad"]))
+    return Basis(tuple(data["decode_knots"]), tuple(data["mixed_knots"]), tuple(int(p) for p in data["pad"]),
+                 int(data.get("tile", 1)), tuple(data.get("mixed_clock", ())))  # fmt: skip
 
 
 def plain(thing: Basis | Rules) -> dict[str, Any]:

@@ -170,14 +170,7 @@ def _i32(values: NDArray[np.int64]) -> NDArray[np.int32]:
 
 def step_energy(detail: Detail, model: StepModel) -> F64:
     """Joules of each step. Shape (steps,)."""
-    decode = model.decode_j[np.minimum(detail.step_decodes, len(model.decode_j) - 1)]
-    tokens = detail.step_decodes + detail.step_prefill
-    mixed = model.mixed_j[np.minimum(detail.step_prefill, len(model.mixed_j) - 1)] + decode
-    work = np.where(detail.step_prefill > 0, mixed, model.decode_j[np.minimum(tokens, len(model.decode_j) - 1)])
-    return np.asarray(
-        model.busy_w * detail.step_s + work + model.kv_j * detail.step_kv + model.pair_j * detail.step_pairs,
-        dtype=np.float64,
-    )
+    return np.asarray(model.busy_w * detail.step_s + detail.step_work_j, dtype=np.float64)
 
 
 def _telemetry(detail: Detail, model: StepModel, energy: str | None, limit_s: float) -> Telemetry:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,7 +15,9 @@ from qmeter.simulate.rules import Rules
 from qmeter.simulate.steptime import StepModel
 
 
-def simulate(load: SimLoad, rules: Rules, model: StepModel, *, detail: bool = False) -> SimResult:
+def simulate(
+    load: SimLoad, rules: Rules, model: StepModel, *, detail: bool = False, marks: Sequence[float] = ()
+) -> SimResult:
     """Run one replica until all requests ended.
 
     Args:
@@ -21,6 +25,7 @@ def simulate(load: SimLoad, rules: Rules, model: StepModel, *, detail: bool = Fa
         rules: the scheduler.
         model: step time and energy.
         detail: keep every token's and every step's time.
+        marks: times, ascending, at which to note energy and busy time, of the steps begun before. Units: s.
 
     Raises:
         AnalysisError: the load cannot be served by these rules.
@@ -35,14 +40,19 @@ def simulate(load: SimLoad, rules: Rules, model: StepModel, *, detail: bool = Fa
         rep.ints[st.AP], rep.ints[st.QTAIL], rep.ints[st.NEXT] = 0, first - 1, first
     room = 4 * rules.max_sequences + len(load)
     log = st.log(room, 4096, 4096) if detail else st.log(0, 0, 0)
-    while (why := advance(rep, work, cache, co, log, np.inf)) == st.GROW:
-        log = st.grown(log)
-    if why == st.STUCK:
-        raise AnalysisError("the queue's head can never start", hint="report this as a fault")
-    return result(rep, work, _detail(rep, work, log) if detail else None)
+    noted = []
+    for mark in (*marks, np.inf):
+        while (why := advance(rep, work, cache, co, log, mark)) == st.GROW:
+            log = st.grown(log)
+        if why == st.STUCK:
+            raise AnalysisError("the queue's head can never start", hint="report this as a fault")
+        noted.append((float(rep.floats[st.ENERGY]), float(rep.floats[st.BUSY])))
+    return result(rep, work, _detail(rep, work, log) if detail else None, tuple(noted[:-1]))
 
 
-def result(rep: st.Replica, work: st.Work, detail: Detail | None = None) -> SimResult:
+def result(
+    rep: st.Replica, work: st.Work, detail: Detail | None = None, marks: tuple[tuple[float, float], ...] = ()
+) -> SimResult:
     """What a finished replica did."""
     return SimResult(
         arrival_s=work.arrival,
@@ -58,6 +68,7 @@ def result(rep: st.Replica, work: st.Work, detail: Detail | None = None) -> SimR
         energy_j=float(rep.floats[st.ENERGY]),
         end_of_work_s=float(rep.floats[st.NOW]),
         detail=detail,
+        marks=marks,
     )
 
 
@@ -85,7 +96,7 @@ def _detail(rep: st.Replica, work: st.Work, log: st.Log) -> Detail:
         step_start_s=column(st.C_START), step_s=column(st.C_DUR), step_decodes=whole(st.C_DEC),
         step_prefill=whole(st.C_PRE), step_kv=column(st.C_KV), step_pairs=column(st.C_PAIRS),
         step_running=whole(st.C_RUN), step_waiting=whole(st.C_WAIT), step_used=whole(st.C_USED),
-        step_out_s=column(st.C_OUT),
+        step_out_s=column(st.C_OUT), step_work_j=column(st.C_WORK_J), step_clock=column(st.C_CLOCK),
     )  # fmt: skip
 
 

@@ -19,6 +19,8 @@ ROUNDS = 4
 """Rounds of down-weighting outliers."""
 FAR = 0.25
 """A step whose time is off by more than this share counts less (Huber's weight)."""
+ANCHOR = 1.0
+"""Squared relative errors of steps that an anchored coefficient outweighs when it is off by its whole value."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,15 @@ class Basis:
         decode_knots: numbers of sequences where a decode step's time may bend.
         mixed_knots: numbers of tokens where a mixed step's time may bend.
         pad: CUDA-graph sizes that a decode batch is padded to; empty: none.
+        tile: rows of a matrix tile: a mixed step takes as long as its tokens rounded up to whole tiles (1: as is).
+        mixed_clock: at each mixed knot, the share of the time that the clock divides; empty: unknown.
     """
 
     decode_knots: tuple[float, ...]
     mixed_knots: tuple[float, ...]
     pad: tuple[int, ...] = ()
+    tile: int = 1
+    mixed_clock: tuple[float, ...] = ()
 
     @property
     def columns(self) -> int:
@@ -45,7 +51,7 @@ class Basis:
         pure = steps.prefill == 0
         size = padded_sizes(steps.decodes, self.pad)
         decode = hinges(size, self.decode_knots) * pure[:, None]
-        tokens = (steps.decodes + steps.prefill).astype(np.float64)
+        tokens = tiled(steps.decodes + steps.prefill, self.tile)
         mixed = hinges(tokens, self.mixed_knots) * (~pure)[:, None]
         return np.column_stack([decode, mixed, steps.kv, steps.pairs, steps.chunks])
 
@@ -54,8 +60,15 @@ class Basis:
         d, m = len(self.decode_knots), len(self.mixed_knots)
         sizes = padded_sizes(np.arange(sequences + 1), self.pad)
         decode = hinges(sizes, self.decode_knots) @ coefficients[:d]
-        mixed = hinges(np.arange(tokens + 1, dtype=np.float64), self.mixed_knots) @ coefficients[d : d + m]
+        mixed = hinges(tiled(np.arange(tokens + 1), self.tile), self.mixed_knots) @ coefficients[d : d + m]
         return decode, mixed
+
+    def clocked(self, mixed: F64) -> F64:
+        """Of each entry of a mixed table, the seconds that the clock divides; zeros where that is unknown."""
+        if not self.mixed_clock:
+            return np.zeros(len(mixed))
+        tokens = tiled(np.arange(len(mixed)), self.tile)
+        return np.asarray(mixed * np.interp(tokens, self.mixed_knots, self.mixed_clock), dtype=np.float64)
 
 
 def padded_sizes(batches: I64, sizes: tuple[int, ...]) -> F64:
@@ -65,6 +78,14 @@ def padded_sizes(batches: I64, sizes: tuple[int, ...]) -> F64:
     table = np.asarray(sizes, dtype=np.int64)
     at = np.searchsorted(table, batches)
     return np.where(at < len(table), table[np.minimum(at, len(table) - 1)], batches).astype(np.float64)
+
+
+def tiled(tokens: I64 | F64, tile: int) -> F64:
+    """Tokens rounded up to whole tiles; below one tile to a power of two, since there are kernels with smaller ones."""
+    n = np.maximum(np.asarray(tokens, dtype=np.float64), 1.0)
+    if tile <= 1:
+        return n
+    return np.where(n <= tile, np.exp2(np.ceil(np.log2(n))), np.ceil(n / tile) * tile)
 
 
 def hinges(x: F64, knots: tuple[float, ...]) -> F64:
@@ -106,6 +127,8 @@ def _share(ordered: F64, share: F64, low: float, high: float) -> float:
 def nonnegative(gram: F64, moment: F64) -> F64:
     """Coefficients >= 0 that minimise the quadratic form (Lawson-Hanson on a square root of the Gram matrix).
 
+    What the data never has (a zero on the diagonal) gets 0.
+
     Raises:
         MissingExtra: scipy is not installed.
     """
@@ -113,7 +136,12 @@ def nonnegative(gram: F64, moment: F64) -> F64:
         from scipy.optimize import nnls
     except ImportError as error:
         raise MissingExtra("simulate", "fitting a step model") from error
-    scale = np.sqrt(np.maximum(np.diag(gram), 1e-300))
+    used = np.flatnonzero(np.diag(gram) > 0)
+    found = np.zeros(len(moment))
+    if len(used) < len(moment):
+        found[used] = nonnegative(gram[np.ix_(used, used)], moment[used]) if len(used) else 0.0
+        return found
+    scale = np.sqrt(np.diag(gram))
     scaled = gram / np.outer(scale, scale)
     values, vectors = np.linalg.eigh(scaled)
     keep = values > values.max() * 1e-11
@@ -132,24 +160,30 @@ class Fit:
     ratios: F64
 
 
-def fit_steps(design: F64, seconds: F64, *, draws: int, seed: int) -> Fit:
+def fit_steps(design: F64, seconds: F64, *, draws: int, seed: int, anchor: tuple[int, float] | None = None) -> Fit:
     """Fit ``seconds`` = design @ coefficients on relative errors, outliers down-weighted, then bootstrap.
 
+    ``anchor``: a column and what its coefficient should be, where the data hardly tell it from others.
     The coefficients are scaled so that the modelled total equals the measured one: means are right, and what the curve
     does not explain is in the ratios.
     """
     weight = np.ones(len(seconds))
     scaled = design / seconds[:, None]
     coefficients = np.zeros(design.shape[1])
+    gram, moment = np.zeros((design.shape[1], design.shape[1])), np.zeros(design.shape[1])
+    if anchor is not None:
+        column, value = anchor
+        gram[column, column], moment[column] = ANCHOR / value**2, ANCHOR / value
     for _ in range(ROUNDS):
         weighted = scaled * weight[:, None]
-        coefficients = nonnegative(weighted.T @ scaled, weighted.sum(axis=0))
+        coefficients = nonnegative(weighted.T @ scaled + gram, weighted.sum(axis=0) + moment)
         off = np.abs(scaled @ coefficients - 1.0)
         weight = np.where(off > FAR, FAR / np.maximum(off, 1e-12), 1.0)
     scale = _scale(design, seconds, coefficients)
     coefficients = coefficients * scale
     modelled = np.maximum(design @ coefficients, 1e-9)
-    return Fit(coefficients, _bootstrap(design, scaled, seconds, weight, draws, seed), seconds / modelled)
+    sampled = _bootstrap(design, scaled, seconds, weight, (gram, moment), draws, seed)
+    return Fit(coefficients, sampled, seconds / modelled)
 
 
 def _scale(design: F64, seconds: F64, coefficients: F64) -> float:
@@ -157,7 +191,9 @@ def _scale(design: F64, seconds: F64, coefficients: F64) -> float:
     return float(seconds.sum()) / total if total > 0 else 1.0
 
 
-def _bootstrap(design: F64, scaled: F64, seconds: F64, weight: F64, draws: int, seed: int) -> F64:
+def _bootstrap(
+    design: F64, scaled: F64, seconds: F64, weight: F64, prior: tuple[F64, F64], draws: int, seed: int
+) -> F64:
     blocks = np.array_split(np.arange(len(seconds)), max(2, len(seconds) // BLOCK_STEPS))
     grams = np.array([(scaled[b] * weight[b, None]).T @ scaled[b] for b in blocks])
     moments = np.array([(scaled[b] * weight[b, None]).sum(axis=0) for b in blocks])
@@ -166,7 +202,7 @@ def _bootstrap(design: F64, scaled: F64, seconds: F64, weight: F64, draws: int, 
     out = []
     for _ in range(draws):
         times = np.bincount(rng.integers(0, len(blocks), len(blocks)), minlength=len(blocks)).astype(np.float64)
-        found = nonnegative(np.tensordot(times, grams, 1), times @ moments)
+        found = nonnegative(np.tensordot(times, grams, 1) + prior[0], times @ moments + prior[1])
         modelled = float((times @ sums) @ found)
         out.append(found * (float(times @ totals) / modelled if modelled > 0 else 1.0))
     return np.array(out).reshape(draws, design.shape[1])

@@ -300,5 +300,6 @@ def _kinds(fleet: Fleet, load: SimLoad) -> ro.Kinds:
     least = [float(min(m.noise_decode.min(), m.noise_mixed.min())) for m in made]
     return ro.Kinds(
         np.array([m.rule for m in made]), np.array([m.c for m in made]), table("decode_s"), table("mixed_s"),
-        table("decode_j"), table("mixed_j"), table("noise_decode"), table("noise_mixed"), np.array(least),
+        table("mixed_clock_s"), table("decode_j"), table("mixed_j"), table("padding_j"), table("noise_decode"),
+        table("noise_mixed"), np.array(least),
     )  # fmt: skip

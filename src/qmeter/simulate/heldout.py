@@ -7,7 +7,9 @@ be wrong and how whole runs differ; they do not know what the model leaves out. 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -84,7 +86,7 @@ def held_out_errors(
 
 
 def with_peers(fits: Sequence[Calibration]) -> list[Calibration]:
-    """Each fit; a metric that has no errors of its own for want of loads takes those of all others, pooled.
+    """Each fit with the errors of all others beside its own.
 
     The others' fits leave out the same parts of the machine; that they were measured under the same loads makes the
     pool a little less certain than its number says.
@@ -93,12 +95,12 @@ def with_peers(fits: Sequence[Calibration]) -> list[Calibration]:
 
 
 def borrow(fit: Calibration, others: Sequence[Calibration]) -> Calibration:
-    """``fit`` with the errors of ``others``, pooled, where it has none of its own."""
+    """``fit`` with the errors of ``others``, pooled, beside its own."""
     pool: dict[str, tuple[float, ...]] = {}
     for other in others:
         for metric, errors in other.held_out.items():
             pool[metric] = (*pool.get(metric, ()), *errors)
-    return fit.model_copy(update={"held_out": {**pool, **fit.held_out}})
+    return fit.model_copy(update={"peers_held_out": pool})
 
 
 def load_name(record: Record) -> str:
@@ -124,6 +126,28 @@ def log_errors(measured: Mapping[str, Quantity], predicted: Mapping[str, Quantit
     both = {n: (q, predicted[n]) for n, q in measured.items() if n in predicted and q.unit != "1"}
     return {n: float(np.log(q.value / p.value)) for n, (q, p) in both.items()
             if q.value is not None and p.value is not None and q.value > 0 and p.value > 0}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Width:
+    """Half the width (log scale) of a new load's interval; ``alone``: it needs no draws beside it."""
+
+    half: float
+    alone: bool
+
+
+def width(own: Sequence[float], peers: Sequence[float], confidence: float) -> Width:
+    """How wide an interval must be by errors on loads held out, a deployment's own and its peers'.
+
+    With enough of them it is the error that the next one exceeds with 1 - ``confidence``, whatever their distribution
+    (split conformal prediction: Vovk et al., Algorithmic Learning in a Random World, 2005); it holds all that a run may
+    differ by. With fewer, Student's t from the deployment's own or else the peers', and the draws say what they add.
+    """
+    pooled = np.sort(np.abs([*own, *peers]))
+    rank = math.ceil((len(pooled) + 1) * confidence - 1e-9)
+    if 0 < rank <= len(pooled):
+        return Width(float(pooled[rank - 1]), alone=True)
+    return Width(half_width(own if len(own) >= LEAST_LOADS else peers, confidence), alone=False)
 
 
 def half_width(errors: Sequence[float], confidence: float) -> float:

@@ -16,7 +16,7 @@ try:
 except ImportError:
     COMPILED = False
 
-PARTS = ("heap", "kernel", "prefix", "runs", "state")
+PARTS = ("cap", "clocks", "heap", "kernel", "prefix", "runs", "state")
 """Modules whose functions or constants end up in what other modules compile."""
 
 

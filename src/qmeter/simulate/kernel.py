@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from qmeter.simulate import heap, prefix
+from qmeter.simulate.cap import clock_of_step, waited
 from qmeter.simulate.jit import jit
 from qmeter.simulate.runs import run_seconds, steps_until, under
 from qmeter.simulate.state import (
@@ -21,6 +22,7 @@ from qmeter.simulate.state import (
     BUDGET,
     BUSY,
     BUSY_W,
+    C_CLOCK,
     C_DEC,
     C_DUR,
     C_KV,
@@ -31,6 +33,9 @@ from qmeter.simulate.state import (
     C_START,
     C_USED,
     C_WAIT,
+    C_WORK_J,
+    CAP_J,
+    CAP_W,
     CHUNK_S,
     CHUNKED,
     CLOSED,
@@ -56,7 +61,9 @@ from qmeter.simulate.state import (
     INFLIGHT,
     KSUM,
     KV_J,
+    KV_MIXED_S,
     KV_S,
+    LAUNCH_W,
     LSEG,
     LSTEP,
     MIXED,
@@ -381,11 +388,12 @@ def _finish_decodes(rep: Replica, work: Work, co: Coefficients, log: Log) -> Non
 
 @jit
 def _row(rep: Replica, rule: I64, log: Log, start: float, decodes: int, prefill: int, kv: float, pairs: float,
-         used: int) -> None:  # fmt: skip
+         used: int, work: float) -> None:  # fmt: skip
     """One row of the step log; its duration is filled in when its results are seen."""
     row = log.step[log.n[LSTEP]]
     row[C_START], row[C_DEC], row[C_PRE], row[C_KV], row[C_PAIRS] = start, decodes, prefill, kv, pairs
     row[C_RUN], row[C_WAIT], row[C_USED] = decodes + rep.ints[NC], rep.ints[NWAIT], used
+    row[C_WORK_J], row[C_CLOCK] = work, 1.0
     log.n[LSTEP] += 1
 
 
@@ -399,15 +407,27 @@ def _mixed_step(rep: Replica, work: Work, co: Coefficients, log: Log, decodes: i
         prefill += n
         pairs += n * rep.chunk_at[at] + n * (n + 1) / 2
     kv = floats[KSUM] if decodes > 0 else 0.0
-    device = co.mixed_s[decodes + prefill] + c[KV_S] * kv + c[PAIR_S] * pairs + c[CHUNK_S] * chunks
+    device = co.mixed_s[decodes + prefill] + c[KV_MIXED_S] * kv + c[PAIR_S] * pairs + c[CHUNK_S] * chunks
     host = c[HOST_MIXED_S] + c[HOST_MIXED_SEQ_S] * (decodes + chunks)
-    noise = co.noise_mixed[ints[MSTEPS] % len(co.noise_mixed)]
-    _launch(rep, work, co, log, noise * host, noise * device)
+    noise, clock = co.noise_mixed[ints[MSTEPS] % len(co.noise_mixed)], 1.0
+    host *= noise
+    scale = noise if c[HOST_MIXED_S] == 0.0 else 1.0
+    device *= scale
+    joules = co.mixed_j[prefill] + co.padding_j[decodes + prefill] + c[PAIR_J] * pairs
+    joules += co.decode_j[decodes] + c[KV_J] * kv
+    if c[CAP_W] < np.inf:
+        clocked = scale * (co.mixed_clock_s[decodes + prefill] + c[PAIR_S] * pairs)
+        clock, saved = clock_of_step(floats, c, host, device, clocked, joules)
+        device += clocked / clock - clocked
+        joules = joules * clock * clock - saved
+    joules += (c[LAUNCH_W] - c[BUSY_W]) * waited(floats, c, host, device)
+    _launch(rep, work, co, log, host, device)
     ints[POUT] = decodes + chunks
-    floats[ENERGY] += co.mixed_j[decodes + prefill] + c[KV_J] * kv + c[PAIR_J] * pairs
+    floats[ENERGY] += joules
     if co.rule[DETAIL]:
-        _row(rep, co.rule, log, floats[PSTART], decodes, prefill, kv, pairs, co.rule[USABLE] - ints[FREE])
+        _row(rep, co.rule, log, floats[PSTART], decodes, prefill, kv, pairs, co.rule[USABLE] - ints[FREE], joules)
         log.step[log.n[LSTEP] - 1, C_RUN] += ints[NDEC] - decodes
+        log.step[log.n[LSTEP] - 1, C_CLOCK] = clock
     ints[STEPS] += 1
     ints[MSTEPS] += 1
     ints[PDEC] = 1 if decodes > 0 else 0
@@ -532,16 +552,6 @@ def _closed_form(rep: Replica, co: Coefficients, most: int, bound: float, floor:
 
 
 @jit
-def _ended_blocks(rep: Replica, work: Work, size: int) -> int:
-    """Blocks that requests which ended one step ago still hold (shared ones counted once a holder)."""
-    blocks = 0
-    for at in range(rep.ints[NZ]):
-        i = rep.ended[at]
-        blocks += (work.prompt[i] + work.output[i] - 1 + size - 1) // size
-    return blocks
-
-
-@jit
 def _decode_run(rep: Replica, work: Work, co: Coefficients, log: Log, most: int, bound: float) -> int:
     """Decode steps of one batch until ``most`` or the first decision at ``bound`` or later. Returns how many."""
     ints, floats, c, rule = rep.ints, rep.floats, co.c, co.rule
@@ -551,7 +561,7 @@ def _decode_run(rep: Replica, work: Work, co: Coefficients, log: Log, most: int,
     closed = length == 1 and rule[DETAIL] == 0
     watch = ints[NWAIT] == 0 or rule[DETAIL] > 0 or c[OUT_SEQ_S] > 0 or c[IN_EACH_S] > 0
     used, size, done = rule[USABLE] - ints[FREE], rule[BLOCK], 0
-    ended = _ended_blocks(rep, work, size) if rule[DETAIL] else 0
+    ended = prefix.ended_blocks(rep, work, size) if rule[DETAIL] else 0
     while done < most:
         if done > 0 and floats[DEC] >= bound:
             break
@@ -572,7 +582,8 @@ def _decode_run(rep: Replica, work: Work, co: Coefficients, log: Log, most: int,
                 used += rep.phase[(-ints[G]) % size]
             if done == 1:
                 used -= ended
-            _row(rep, rule, log, floats[PSTART], n, 0, kv + n * done, 0.0, used)
+            joules = co.decode_j[n] + c[KV_J] * (kv + n * done)
+            _row(rep, rule, log, floats[PSTART], n, 0, kv + n * done, 0.0, used, joules)
         done += 1
         ints[G] += 1
         if rule[ASYNC] == 0:
@@ -592,7 +603,9 @@ def _decode_steps(rep: Replica, work: Work, cache: Cache, co: Coefficients, log:
         bound = min(bound, _next_door(ints, work))
     steps = _decode_run(rep, work, co, log, most, bound)
     ints[G] = begin
-    floats[ENERGY] += co.decode_j[n] * steps + c[KV_J] * (kv * steps + n * (steps * (steps - 1) / 2))
+    joules = co.decode_j[n] * steps + c[KV_J] * (kv * steps + n * (steps * (steps - 1) / 2))
+    floats[ENERGY] += joules
+    floats[CAP_J] += joules
     prefix.take(ints, cache, rule, _run_blocks(rep, rule, steps))
     floats[KSUM] += n * steps
     ints[G] += steps

@@ -126,6 +126,8 @@ class Detail:
         step_decodes, step_prefill, step_kv, step_pairs: what each step computed.
         step_running, step_waiting, step_used: sequences and held blocks after its scheduling.
         step_out_s: when the front end had sent on all tokens of each step.
+        step_work_j: energy of each step's work, beside the power that any running step draws.
+        step_clock: its clock, as a share of the full one.
     """
 
     token_start: I64
@@ -140,6 +142,8 @@ class Detail:
     step_waiting: I64
     step_used: I64
     step_out_s: F64
+    step_work_j: F64
+    step_clock: F64
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,7 @@ class SimResult:
         busy_s: seconds in which a step ran.
         energy_j: energy of the steps alone, without idle time.
         end_of_work_s: when the last step ended.
+        marks: energy and busy time up to each time that was asked for.
     """
 
     arrival_s: F64
@@ -171,3 +176,4 @@ class SimResult:
     energy_j: float
     end_of_work_s: float
     detail: Detail | None = None
+    marks: tuple[tuple[float, float], ...] = ()

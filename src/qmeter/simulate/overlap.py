@@ -19,17 +19,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qmeter.errors import MissingExtra
-from qmeter.simulate.fit import Basis
+from qmeter.simulate.fit import Basis, tiled
 from qmeter.simulate.jit import jit
+from qmeter.simulate.mixed import BASE_S, BASE_SIGMA, WIDE_SIGMA, MixedShape, bend_sigmas
 from qmeter.simulate.observe import Observed
 
 F64 = NDArray[np.float64]
 B8 = NDArray[np.bool_]
 
 HOST = ("host_s", "host_seq_s", "host_mixed_s", "host_mixed_seq_s", "tail_s")
-START = (3e-3, 2e-5, 2e-2, 3e-5, 1e-3)
-TRUST = (0.3, 1.0, 0.3, 10.0, 0.3)
+START = (3e-3, 1e-5, 2e-2, 3e-5, 1e-3)
+TRUST = (0.3, 15.0, 0.3, 10.0, 0.3)
 """How firmly each host time is held to its start: its part a sequence is confounded with drift between cells."""
+CHUNK_S = 1e-4
+"""Seconds of a prefill chunk to start from."""
+KV_MIXED, KV_SIGMA = 1.5, 0.3
+"""How much longer a KV token takes in a step with prefill than in a decode step, to start from, and its spread."""
+STEADY_PARTS, LAUNCH_WEIGHT = 12, 20.0
+"""Groups of decode steps by their batch, and the weight of a launch that would take longer than such steps do."""
+PRIOR_WEIGHT = 3.0
+"""Weight of the shape's own spreads beside the steps' errors."""
 NEAR = 3
 """Steps around a step with prefill in which host and device are out of step."""
 
@@ -61,13 +70,20 @@ def replay(seen: F64, start: F64, fresh: B8, host: F64, device: F64, tail: float
 
 @dataclass(frozen=True)
 class Overlap:
-    """Host times in the order of :data:`HOST`, mixed-step coefficients, their draws, and predicted / measured times."""
+    """Host times in the order of :data:`HOST`, mixed-step coefficients, their draws, and predicted / measured times.
+
+    ``kv_mixed``: how much longer a KV token takes beside a prefill; ``clocked``: at each knot, the share of a mixed
+    step's time that the clock divides; ``cost``: what the fit leaves.
+    """
 
     host: F64
     mixed: F64
     host_draws: F64
     mixed_draws: F64
     predicted: F64
+    kv_mixed: float
+    clocked: F64
+    cost: float
 
 
 def steady(steps: Observed) -> B8:
@@ -82,12 +98,77 @@ def steady(steps: Observed) -> B8:
     return ~near
 
 
-def fit_overlap(basis: Basis, steps: Observed, decode: F64, kv_s: float, *, draws: int, seed: int) -> Overlap:
+@dataclass(frozen=True)
+class _Problem:
+    """What explains when results were seen: logs of the host's times, of the mixed steps' numbers, and their bends.
+
+    Attributes:
+        decode: device seconds of decode steps; kv_s: seconds a KV token there.
+        longer: by how much the clock of each step makes longer what it divides.
+        measured: seconds of each step; ``use``: those that are explained, since host and device are out of step there.
+        calm: sizes of decode batches, and the seconds of their steps in a run.
+    """
+
+    steps: Observed
+    shape: MixedShape
+    decode: F64
+    kv_s: float
+    longer: F64
+    measured: F64
+    use: B8
+    calm: tuple[F64, F64]
+
+    @property
+    def start(self) -> F64:
+        """Where the search begins; its pull holds each log there."""
+        numbers = np.log([*START, self.shape.token_s, BASE_S])
+        return np.concatenate([numbers, [0.0, 0.0, np.log(KV_MIXED)], np.zeros(len(self.shape.knots))])
+
+    @property
+    def pull(self) -> F64:
+        """How firmly."""
+        s = self.shape
+        sigmas = np.concatenate([[s.token_sigma, BASE_SIGMA, s.pair_sigma, WIDE_SIGMA, KV_SIGMA], bend_sigmas(s.knots)])
+        return np.concatenate([TRUST, PRIOR_WEIGHT / sigmas])
+
+    def predict(self, x: F64) -> F64:
+        """Seconds of each step, one step ahead."""
+        steps, shape, pure = self.steps, self.shape, self.steps.prefill == 0
+        host, numbers = np.exp(x[:5]), np.exp(x[5:7])
+        sequences = (steps.decodes + steps.chunks).astype(np.float64)
+        tokens = tiled(steps.decodes + steps.prefill, shape.tile)
+        curve = np.interp(tokens, shape.knots, shape.seconds(numbers, x[10:]))
+        curve *= 1.0 + self.longer * np.interp(tokens, shape.knots, shape.clocked(numbers))
+        rest = shape.pair_s * np.exp(x[7]) * steps.pairs * (1.0 + self.longer)
+        rest += CHUNK_S * np.exp(x[8]) * steps.chunks + self.kv_s * np.exp(x[9]) * steps.kv
+        launch = np.where(pure, host[0] + host[1] * sequences, host[2] + host[3] * sequences)
+        out = np.empty(len(steps))
+        replay(steps.end_s, steps.start_s, steps.after_idle, launch, np.where(pure, self.decode, curve + rest),
+               float(min(host[4], host[0])), out)  # fmt: skip
+        return out
+
+    def told(self, x: F64) -> tuple[F64, F64]:
+        """Host times, none of them longer than decode steps in a run, and coefficients of mixed steps."""
+        host = np.exp(x[:5])
+        sizes, seconds = self.calm
+        if len(sizes):
+            host[1] = min(host[1], float((seconds / np.maximum(sizes, 1.0)).min()))
+            host[0] = min(host[0], max(float((seconds - host[1] * sizes).min()), 0.0))
+        host[4] = min(host[4], host[0])
+        ends = [self.shape.pair_s * np.exp(x[7]), CHUNK_S * np.exp(x[8])]
+        return host, np.concatenate([self.shape.ramps(np.exp(x[5:7]), x[10:]), ends])
+
+
+def fit_overlap(
+    basis: Basis, steps: Observed, decode: F64, kv_s: float, shape: MixedShape, clocks: F64, *, draws: int, seed: int
+) -> Overlap:
     """Fit the host's times and the mixed steps' device times, the decode steps' coefficients given.
 
     Args:
         decode: coefficients of the basis' decode columns.
         kv_s: seconds a KV token.
+        shape: of a mixed step's time over its tokens.
+        clocks: of each step, as shares of the full one: what is fitted are the times at full clock.
 
     Raises:
         MissingExtra: scipy is not installed.
@@ -96,62 +177,66 @@ def fit_overlap(basis: Basis, steps: Observed, decode: F64, kv_s: float, *, draw
         from scipy.optimize import least_squares
     except ImportError as error:
         raise MissingExtra("simulate", "fitting a step model") from error
-    design = basis.design(steps)
-    d, m = len(basis.decode_knots), len(basis.mixed_knots)
-    fixed = design[:, :d] @ decode + kv_s * steps.kv
-    columns = np.column_stack([design[:, d : d + m], steps.pairs, steps.chunks])
-    pure = steps.prefill == 0
-    seen, sequences = steps.end_s, (steps.decodes + steps.chunks).astype(np.float64)
-    near = ~steady(steps)
-    measured = np.where(steps.after_idle, steps.seconds, np.diff(seen, prepend=seen[0] - steps.seconds[0]))
-    use = near & (measured > 1e-5)
-    out = np.empty(len(steps))
-    scale = _scales(columns[~pure])
-
-    def predict(x: F64) -> F64:
-        host, mixed = np.exp(x[:5]), np.exp(x[5:]) * scale
-        launch = np.where(pure, host[0] + host[1] * sequences, host[2] + host[3] * sequences)
-        replay(
-            seen, steps.start_s, steps.after_idle, launch, fixed + columns @ mixed, float(min(host[4], host[0])), out
-        )
-        return out
-
-    pull = np.concatenate([TRUST, np.full(columns.shape[1], 0.3)])
-    x0 = np.concatenate([np.log(START), np.log(_first_guess(basis, steps, measured) / scale)])
+    before = np.diff(steps.end_s, prepend=steps.end_s[0] - steps.seconds[0])
+    measured = np.where(steps.after_idle, steps.seconds, before)
+    fixed = basis.design(steps)[:, : len(decode)] @ decode + kv_s * steps.kv
+    sizes, seconds = calm = _steady_times(steps)
+    use = ~steady(steps) & (measured > 1e-5)
+    p = _Problem(steps, shape, fixed, kv_s, 1.0 / clocks - 1.0, measured, use, calm)
+    weight, x0, pull = np.sqrt(np.minimum(measured[p.use] / 0.01, 2.0)), p.start, p.pull
 
     def residuals(x: F64) -> F64:
-        weight = np.sqrt(np.minimum(measured[use] / 0.01, 2.0))
-        return np.concatenate([weight * np.log(np.maximum(predict(x)[use], 1e-6) / measured[use]), pull * (x - x0)])
+        slow = np.log(np.maximum((np.exp(x[0]) + np.exp(x[1]) * sizes) / seconds, 1.0))
+        errors = weight * np.log(np.maximum(p.predict(x)[p.use], 1e-6) / measured[p.use])
+        return np.concatenate([errors, LAUNCH_WEIGHT * slow, pull * (x - x0)])
 
-    solved = least_squares(residuals, x0, loss="soft_l1", f_scale=0.2, max_nfev=60)
-    spread = _covariance(solved.jac, solved.fun)
+    solved = least_squares(residuals, x0, loss="soft_l1", f_scale=0.2, max_nfev=60, ftol=1e-4, xtol=1e-4)
     rng = np.random.default_rng(seed)
-    around = rng.multivariate_normal(solved.x, spread, size=draws, method="eigh") if draws else np.zeros((0, len(x0)))
-    predicted = predict(solved.x).copy()
-    host = np.exp(solved.x[:5])
-    host[4] = min(host[4], host[0])
-    sampled = np.exp(around[:, :5])
-    sampled[:, 4] = np.minimum(sampled[:, 4], sampled[:, 0])
-    return Overlap(host, np.exp(solved.x[5:]) * scale, sampled, np.exp(around[:, 5:]) * scale, predicted / measured)
+    spread = _covariance(solved.jac, solved.fun)
+    none = np.zeros((0, len(x0)))
+    around = rng.multivariate_normal(solved.x, spread, size=draws, method="eigh") if draws else none
+    host, mixed = p.told(solved.x)
+    drawn = [p.told(x) for x in around]
+    return Overlap(
+        host, mixed,
+        np.array([h for h, _ in drawn]).reshape(-1, len(host)), np.array([m for _, m in drawn]).reshape(-1, len(mixed)),
+        p.predict(solved.x) / measured, float(np.exp(solved.x[9])), shape.clocked(np.exp(solved.x[5:7])),
+        float(solved.cost),
+    )  # fmt: skip
 
 
-def _first_guess(basis: Basis, steps: Observed, measured: F64) -> F64:
-    """Mixed-step coefficients to start from: time in proportion to tokens, at the pace of the fullest steps.
+def _steady_times(steps: Observed) -> tuple[F64, F64]:
+    """Sizes of decode batches, and the seconds of their steps in a run: no launch can take longer than these."""
+    calm = steady(steps)
+    size, took = steps.decodes[calm], steps.seconds[calm]
+    order = np.argsort(size, kind="stable")
+    parts = [p for p in np.array_split(order, STEADY_PARTS) if len(p)]
+    return np.array([float(np.median(size[p])) for p in parts]), np.array([float(np.median(took[p])) for p in parts])
 
-    It must start with the device slower than the host somewhere, else nothing tells the solver about the device.
+
+def device_seconds(basis: Basis, coefficients: F64, kv_mixed: float, steps: Observed, clocks: F64) -> F64:
+    """The device's seconds of each step at its clock, by a fit's coefficients. Shape (steps,)."""
+    m, mixed = len(basis.mixed_knots), steps.prefill > 0
+    design = basis.design(steps)
+    own = design[:, -3 - m : -3] @ coefficients[-3 - m : -3]
+    shares = np.interp(tiled(steps.decodes + steps.prefill, basis.tile), basis.mixed_knots, basis.mixed_clock)
+    longer = (own * shares + coefficients[-2] * steps.pairs) * (1.0 / clocks - 1.0)
+    kv = coefficients[-3] * (kv_mixed - 1.0) * steps.kv
+    return np.asarray(design @ coefficients + mixed * (longer + kv), dtype=np.float64)
+
+
+def waits(steps: Observed, device: F64) -> F64:
+    """Seconds of each step in which the device waited for the launch of one with prefill. Shape (steps,).
+
+    A launch shows in the step before the one launched, unless nothing ran: what the two took beyond the device's time.
     """
-    tokens = (steps.decodes + steps.prefill).astype(np.float64)
-    full = (steps.prefill > 0) & (tokens >= np.quantile(tokens[steps.prefill > 0], 0.9))
-    pace = float(np.median(measured[full] / tokens[full]))
-    widths = np.diff(np.asarray(basis.mixed_knots), prepend=0.0)
-    pairs = float(steps.pairs.max(initial=1.0))
-    return np.concatenate([0.9 * pace * widths, [0.05 * pace * float(tokens.max()) / pairs], [1e-4]])
-
-
-def _scales(columns: F64) -> F64:
-    """For each column the coefficient's unit, so that all logs are of one size."""
-    top = columns.max(axis=0, initial=0.0)
-    return np.asarray(1.0 / np.where(top > 0, top, 1.0), dtype=np.float64)
+    mixed, out = steps.prefill > 0, np.zeros(len(steps))
+    fresh = mixed & steps.after_idle
+    out[fresh] = np.maximum(steps.seconds - device, 0.0)[fresh]
+    after = np.flatnonzero(mixed[1:] & ~mixed[:-1] & ~steps.after_idle[1:])
+    both = (steps.seconds - device)[after] + (steps.seconds - device)[after + 1]
+    out[after] = np.clip(both, 0.0, np.maximum(steps.seconds - device, 0.0)[after])
+    return out
 
 
 def _covariance(jacobian: F64, residuals: F64) -> F64:

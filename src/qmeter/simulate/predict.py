@@ -11,7 +11,7 @@ from qmeter.analysis.cell import analyse
 from qmeter.record import Quantity, Reason, Window
 from qmeter.simulate.calibration import Calibration
 from qmeter.simulate.engine import SimulatedCell, run_cell
-from qmeter.simulate.heldout import VOCABULARY, half_width
+from qmeter.simulate.heldout import VOCABULARY, width
 from qmeter.spec.workload import WorkloadSpec
 from qmeter.workload import Vocabulary, build
 from qmeter.workload.schedule import Schedule
@@ -50,8 +50,9 @@ def predict(
 ) -> Prediction:
     """Simulate the workload and give each metric the interval that the draws span.
 
-    The draws carry the fit's uncertainty, the spread between whole runs, and the noise of single steps. No interval is
-    narrower than the calibration's own errors on loads it was not given.
+    The draws carry the fit's uncertainty, the spread between whole runs, and the noise of single steps. Errors on loads
+    that fits were not given hold these and what the model leaves out: where there are enough, they are the interval;
+    else no interval is narrower than they say.
 
     Args:
         schedule: the requests, if not the ones that ``seed`` makes.
@@ -74,19 +75,23 @@ def predict(
             on_draw(draw + 1, draws)
 
     def told(name: str, quantity: Quantity) -> Quantity:
-        apart = half_width(calibration.held_out.get(name, ()), confidence)
-        return interval(quantity, samples.get(name, []), confidence, apart)
+        own, peers = calibration.held_out.get(name, ()), calibration.peers_held_out.get(name, ())
+        apart = width(own, peers, confidence)
+        only = apart.alone and calibration.extrapolated is None
+        return interval(quantity, samples.get(name, []), confidence, apart.half, only=only)
 
     metrics = {n: told(n, q) for n, q in found.metrics.items()}
     energy = {n: told(n, q) for n, q in found.energy.items()}
     return Prediction(calibration, workload, metrics, energy, centre, centre.notes, found.window, found.warnings)
 
 
-def interval(quantity: Quantity, sample: list[float], confidence: float, apart: float = 0.0) -> Quantity:
+def interval(
+    quantity: Quantity, sample: list[float], confidence: float, apart: float = 0.0, *, only: bool = False
+) -> Quantity:
     """The draws' median with their interval, as a normal's or their quantiles, whichever is wider.
 
     A normal's width corrects for few draws, which seldom reach their own tails. ``apart``: half the least width, on a
-    log scale.
+    log scale; ``only``: it is the width, whatever the draws.
     """
     if quantity.value is None or len(sample) < 3:
         return quantity
@@ -98,7 +103,9 @@ def interval(quantity: Quantity, sample: list[float], confidence: float, apart: 
     low, high = min(low, centre - spread), max(high, centre + spread)
     if float(values.min()) >= 0:
         low = max(low, 0.0)
-    if centre > 0 and apart > 0:
+    if centre > 0 and apart > 0 and only:
+        low, high = centre * float(np.exp(-apart)), centre * float(np.exp(apart))
+    elif centre > 0 and apart > 0:
         low, high = min(low, centre * float(np.exp(-apart))), max(high, centre * float(np.exp(apart)))
     return Quantity.of(centre, quantity.unit, low=low, high=high, n=quantity.n)
 

@@ -9,7 +9,7 @@ copies of one block only one stays findable.
 from __future__ import annotations
 
 from qmeter.simulate.jit import jit
-from qmeter.simulate.state import BLANK, BLOCK, CACHE, FREE, I64, LHEAD, LTAIL, UNIT, Cache, Work
+from qmeter.simulate.state import BLANK, BLOCK, CACHE, FREE, I64, LHEAD, LTAIL, NZ, UNIT, Cache, Replica, Work
 
 
 @jit
@@ -158,3 +158,13 @@ def release(ints: I64, work: Work, cache: Cache, rule: I64, i: int, tokens: int)
             _append(ints, cache, unit)
     work.shared_units[i] = 0
     work.shared_blocks[i] = 0
+
+
+@jit
+def ended_blocks(rep: Replica, work: Work, size: int) -> int:
+    """Blocks that requests which ended one step ago still hold (shared ones counted once a holder)."""
+    blocks = 0
+    for at in range(rep.ints[NZ]):
+        i = rep.ended[at]
+        blocks += (work.prompt[i] + work.output[i] - 1 + size - 1) // size
+    return blocks

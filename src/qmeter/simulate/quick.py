@@ -29,7 +29,7 @@ def quick(
     """Latencies, rates, SLO attainment and energy of a workload, by the names that records use.
 
     It differs from a whole simulated cell (:func:`qmeter.simulate.run_cell` and its analysis) in that the planned
-    window always counts, tokens are spread evenly over a request's life, and energy is the whole run's.
+    window always counts, and tokens are spread evenly over a request's life.
 
     Args:
         draw: a bootstrap draw of the parameters; ``None``: the fitted ones.
@@ -41,12 +41,12 @@ def quick(
     """
     rules, model = calibration.scheduler(), calibration.step_model(draw, seed, noise=noise)
     load = load_of(schedule, rules) if load is None else load
-    result = simulate(at_scheduler(load, model), rules, model)
+    begin, end = schedule.warmup_s, schedule.warmup_s + schedule.window_s
+    result = simulate(at_scheduler(load, model), rules, model, marks=(begin, end))
     sent = result.arrival_s - model.input_s if load.concurrency is not None else np.asarray(schedule.send_s)
     first = result.first_out_s + model.output_s - sent
     last = result.end_out_s + model.output_s - sent
     tpot = (last - first) / np.maximum(load.output - 1, 1)
-    begin, end = schedule.warmup_s, schedule.warmup_s + schedule.window_s
     due = np.isfinite(sent) & (sent >= begin) & (sent < end)
     out: dict[str, float] = {}
     for name, values in (("ttft", first), ("tpot", tpot), ("e2e", last)):
@@ -63,10 +63,11 @@ def quick(
         out["slo_attainment"] = float(kept.mean())
         out["goodput_hz"] = float(kept.sum() / (end - begin))
     if calibration.energy is not None:
-        run_s = max(result.end_of_work_s, result.busy_s)
-        joules = result.energy_j + model.idle_w * (run_s - result.busy_s)
-        out["j_per_output_token"] = joules / float(load.output[np.isfinite(result.end_s)].sum())
-        out["power_mean_w"] = joules / run_s
+        (spent, busy), (spent_end, busy_end) = result.marks
+        joules = spent_end - spent + model.idle_w * max(end - begin - (busy_end - busy), 0.0)
+        tokens = out["throughput_tok_s"] * (end - begin)
+        out["j_per_output_token"] = joules / tokens if tokens > 0 else np.nan
+        out["power_mean_w"] = joules / (end - begin)
     return {name: value for name, value in out.items() if np.isfinite(value)}
 
 

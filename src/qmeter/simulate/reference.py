@@ -11,6 +11,7 @@ import numpy as np
 from qmeter.errors import AnalysisError
 from qmeter.simulate import rules as r
 from qmeter.simulate.blocks import BlockPool
+from qmeter.simulate.clocks import capped_clock, power_of, saved_share
 from qmeter.simulate.load import Detail, SimLoad, SimResult
 from qmeter.simulate.steptime import Pipeline, StepModel
 
@@ -44,6 +45,46 @@ def simulate_steps(load: SimLoad, rules: r.Rules, model: StepModel) -> SimResult
     return _Replica(load, rules, model).run()
 
 
+@dataclass
+class _Cap:
+    """Power averaged up to ``at_s``, the clock then, and energy of decodes since: :mod:`qmeter.simulate.clocks`."""
+
+    average_w: float = 0.0
+    at_s: float = 0.0
+    joules: float = 0.0
+    last: float = 1.0
+
+    @staticmethod
+    def waited(model: StepModel, pipeline: Pipeline, host: float, device: float) -> float:
+        """Seconds in which the device waits for the launch of the step about to be launched."""
+        begin = max(pipeline.device_s, pipeline.decide_s)
+        return max(0.0, pipeline.decide_s + host + model.tail_s - begin - device)
+
+    def clock(self, model: StepModel, pipeline: Pipeline, host: float, device: float, clocked: float,
+              work: tuple[int, float, int, float]) -> tuple[float, float]:  # fmt: skip
+        """The clock of the step about to be launched, and what the decodes before it saved; of (decodes, KV tokens,
+        prefill, pairs)."""
+        if not np.isfinite(model.cap_w):
+            return 1.0, 0.0
+        begin = max(pipeline.device_s, pipeline.decide_s)
+        gone, saved = begin - self.at_s, 0.0
+        if gone > 0:
+            if self.last < 1 and self.at_s > 0:
+                saved = self.joules * saved_share(self.last, gone, model.settle_s)
+            self._pass(model, model.busy_w + (self.joules - saved) / gone, gone)
+        least, joules = pipeline.decide_s + host + model.tail_s - begin, model.mixed_energy(*work, 0.0)
+        clock = capped_clock(self.average_w, model.cap_w, model.settle_s, device - clocked, clocked, least,
+                             model.busy_w, model.waiting_w, joules)  # fmt: skip
+        longer = device - clocked + clocked / clock
+        seconds = max(longer, least)
+        self._pass(model, power_of(clock, longer, seconds, model.busy_w, model.waiting_w, joules), seconds)
+        self.at_s, self.joules, self.last = begin + seconds, 0.0, clock
+        return clock, saved
+
+    def _pass(self, model: StepModel, power_w: float, seconds: float) -> None:
+        self.average_w = power_w + (self.average_w - power_w) * float(np.exp(-seconds / model.settle_s))
+
+
 class _Replica:
     def __init__(self, load: SimLoad, rules: r.Rules, model: StepModel):
         self.load, self.rules, self.model = load, rules, model
@@ -52,7 +93,7 @@ class _Replica:
         self.running: list[_Sequence] = []
         self.ended: list[_Sequence] = []
         self.now = 0.0
-        self.pipeline = Pipeline(rules.async_scheduling, model.tail_s)
+        self.pipeline, self.cap = Pipeline(rules.async_scheduling, model.tail_s), _Cap()
         n = len(load)
         self.arrival = np.array(load.arrival_s, dtype=np.float64)
         self.sent = n if load.concurrency is None else min(n, load.concurrency)
@@ -212,22 +253,31 @@ class _Replica:
         if chunks:
             noise = float(model.noise_mixed[self.mixed_steps % len(model.noise_mixed)])
             self.mixed_steps += 1
-            device = model.mixed_device(len(decodes), kv, prefill, pairs, len(chunks))
-            host = model.mixed_host(len(decodes) + len(chunks))
-            self.energy += model.mixed_energy(len(decodes), kv, prefill, pairs, 0.0)
+            host = noise * model.mixed_host(len(decodes) + len(chunks))
+            scale = 1.0 if model.host_mixed_s else noise
+            device = scale * model.mixed_device(len(decodes), kv, prefill, pairs, len(chunks))
+            clocked = scale * model.mixed_clocked(len(decodes), prefill, pairs)
+            mix = (len(decodes), kv, prefill, pairs)
+            clock, saved = self.cap.clock(model, self.pipeline, host, device, clocked, mix)
+            device += clocked / clock - clocked
+            joules = model.mixed_energy(*mix, 0.0, clock) - saved
+            joules -= (model.busy_w - model.waiting_w) * self.cap.waited(model, self.pipeline, host, device)
         else:
             noise = float(model.noise_decode[step % len(model.noise_decode)])
-            device, host = model.decode_device(len(decodes), kv), model.decode_host(len(decodes))
-            self.energy += model.decode_energy(len(decodes), kv, 0.0)
+            device, host = noise * model.decode_device(len(decodes), kv), noise * model.decode_host(len(decodes))
+            joules = model.decode_energy(len(decodes), kv, 0.0)
+            clock = 1.0
+            self.cap.joules += joules
+        self.energy += joules
         decided = self.pipeline.decide_s
-        seen = self.pipeline.launch(noise * host, noise * device)
+        seen = self.pipeline.launch(host, device)
         if self.rules.async_scheduling and seen is not None:
             self._see_results(seen)
         self.outputs = len(decodes) + len(chunks)
         used = self.pool.blocks - self.pool.free
         start = max(decided, self.now)
         counts = (len(self.running), len(self.waiting), used)
-        self.log.append([start, 0.0, len(decodes), prefill, kv, pairs, *counts, 0.0])
+        self.log.append([start, 0.0, len(decodes), prefill, kv, pairs, *counts, 0.0, joules, clock])
         self._finish(batch)
         if not self.rules.async_scheduling and seen is not None:
             self._see_results(seen)
@@ -276,12 +326,13 @@ class _Replica:
         start = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
         flat = np.array([t for own in self.tokens for t in own], dtype=np.float64)
         nan = float("nan")
-        log = np.array(self.log, dtype=np.float64).reshape(-1, 10)
+        log = np.array(self.log, dtype=np.float64).reshape(-1, 12)
         whole = log.astype(np.int64)
         detail = Detail(
             start, flat, step_start_s=log[:, 0], step_s=log[:, 1], step_decodes=whole[:, 2], step_prefill=whole[:, 3],
             step_kv=log[:, 4], step_pairs=log[:, 5], step_running=whole[:, 6], step_waiting=whole[:, 7],
             step_used=whole[:, 8], step_out_s=log[:, 9],
+            step_work_j=log[:, 10], step_clock=log[:, 11],
         )  # fmt: skip
         return SimResult(
             arrival_s=self.arrival,

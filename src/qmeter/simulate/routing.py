@@ -66,8 +66,10 @@ class Kinds(NamedTuple):
     c: F64
     decode_s: F64
     mixed_s: F64
+    mixed_clock_s: F64
     decode_j: F64
     mixed_j: F64
+    padding_j: F64
     noise_decode: F64
     noise_mixed: F64
     least: F64
@@ -84,8 +86,8 @@ def _replica(s: Stack, r: int) -> Replica:
 @jit
 def _coefficients(k: Kinds, kind: int) -> Coefficients:
     return Coefficients(
-        k.rule[kind], k.c[kind], k.decode_s[kind], k.mixed_s[kind], k.decode_j[kind], k.mixed_j[kind],
-        k.noise_decode[kind], k.noise_mixed[kind],
+        k.rule[kind], k.c[kind], k.decode_s[kind], k.mixed_s[kind], k.mixed_clock_s[kind], k.decode_j[kind],
+        k.mixed_j[kind], k.padding_j[kind], k.noise_decode[kind], k.noise_mixed[kind],
     )  # fmt: skip
 
 

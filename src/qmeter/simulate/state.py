@@ -21,16 +21,17 @@ MSTEPS, POUT = range(27, 29)
 N_INTS = 29
 # Replica floats.
 NOW, DEC, BUSY, ENERGY, KSUM, DOOR, DEVICE, PSTART, FRONT, BEFORE, OUT_AT, OUT_COST = range(12)
-N_FLOATS = 12
+CAP_AVERAGE, CAP_AT, CAP_J, CLOCK = range(12, 16)
+N_FLOATS = 16
 # Rule integers.
 BUDGET, SEATS, BLOCK, RESERVE, ASYNC, CHUNKED, MIXED, CACHE, UNIT, CLOSED, DETAIL, USABLE = range(12)
 # Model floats.
 KV_S, PAIR_S, CHUNK_S, HOST_S, HOST_SEQ_S, KV_J, PAIR_J, BUSY_W, THINK_S, STOP_S, SPACING_S = range(11)
-HOST_MIXED_S, HOST_MIXED_SEQ_S, TAIL_S, OUT_SEQ_S, IN_EACH_S = range(11, 16)
+HOST_MIXED_S, HOST_MIXED_SEQ_S, TAIL_S, OUT_SEQ_S, IN_EACH_S, CAP_W, SETTLE, KV_MIXED_S, LAUNCH_W = range(11, 20)
 # Log counters and step columns.
 LSEG, LGEN, LSTEP = range(3)
-C_START, C_DUR, C_DEC, C_PRE, C_KV, C_PAIRS, C_RUN, C_WAIT, C_USED, C_OUT = range(10)
-N_COLUMNS = 10
+C_START, C_DUR, C_DEC, C_PRE, C_KV, C_PAIRS, C_RUN, C_WAIT, C_USED, C_OUT, C_WORK_J, C_CLOCK = range(12)
+N_COLUMNS = 12
 # What advance() stopped for.
 HORIZON, DRAINED, GROW, STUCK = range(4)
 
@@ -99,8 +100,10 @@ class Coefficients(NamedTuple):
     c: F64
     decode_s: F64
     mixed_s: F64
+    mixed_clock_s: F64
     decode_j: F64
     mixed_j: F64
+    padding_j: F64
     noise_decode: F64
     noise_mixed: F64
 
@@ -189,11 +192,14 @@ def coefficients(rules: Rules, model: StepModel, load: SimLoad | None = None, de
     c = [model.kv_s, model.pair_s, model.chunk_s, model.host_s, model.host_seq_s, model.kv_j, model.pair_j,
          model.busy_w, load.think_s if load else 0.0, load.stop_s if load else np.inf,
          load.spacing_s if load else 0.0, model.host_mixed_s, model.host_mixed_seq_s, model.tail_s,
-         model.output_seq_s, model.input_each_s]  # fmt: skip
+         model.output_seq_s, model.input_each_s, model.cap_w, model.settle_s,
+         model.kv_s * model.kv_mixed, model.busy_w if model.launch_w is None else model.launch_w]  # fmt: skip
     return Coefficients(
         np.array(rule, dtype=np.int64), np.array(c, dtype=np.float64),
         _table(model.decode_s, rules.max_sequences), _table(model.mixed_s, rules.token_budget),
+        _table(model.mixed_clock_s, rules.token_budget),
         _table(model.decode_j, rules.max_sequences), _table(model.mixed_j, rules.token_budget),
+        _table(model.padding_j, rules.token_budget),
         np.asarray(model.noise_decode, dtype=np.float64), np.asarray(model.noise_mixed, dtype=np.float64),
     )  # fmt: skip
 

@@ -1,6 +1,6 @@
 """How long one scheduler step takes and what energy it costs, as a function of its batch.
 
-    device = table(batch) + kv_s * KV + pair_s * pairs + chunk_s * chunks
+    device = table(batch) + kv_s * KV + pair_s * pairs + chunk_s * chunks      (KV: times kv_mixed beside a prefill)
     host   = host_s + host_seq_s * sequences            (host_mixed_... for a step with prefill)
 
 ``table`` is piecewise linear and non-decreasing: over the number of sequences for a decode step (its kinks are the
@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
+from qmeter.simulate.clocks import SETTLE_S
 
 F64 = NDArray[np.float64]
 
@@ -38,13 +40,19 @@ class StepModel:
     Attributes:
         decode_s: seconds of a decode step by number of sequences, index 0..max_sequences.
         mixed_s: seconds of a step with prefill by its tokens, index 0..token_budget.
-        kv_s: seconds a KV token read by a decode.
+        kv_s: seconds a KV token read by a decode; kv_mixed: times that in a step with prefill, whose attention reads
+            sequences of all lengths in one kernel.
         pair_s: seconds a query-key pair of a prefill chunk.
         chunk_s: seconds a prefill chunk.
         host_s, host_seq_s: the host's time to launch a decode step, and a sequence of it.
         host_mixed_s, host_mixed_seq_s: the same for a step with prefill (no CUDA graph: launched kernel by kernel).
         tail_s: what the device still has to do when the host has launched all of a step; at most ``host_s``.
-        decode_j, mixed_j, kv_j, pair_j: energy in the same form; ``busy_w``: power while a step runs.
+        decode_j, mixed_j, padding_j, kv_j, pair_j: energy of decodes by their number, of prefill by its tokens, of the
+            tiles that all tokens of a mixed step leave part empty, of KV tokens and pairs; ``busy_w``: power while a
+            step runs; ``launch_w``: while its device waits for the launch (``None``: the same).
+        mixed_clock_s: the part of ``mixed_s`` that a lower clock makes longer, by 1 / clock (of pairs it is all).
+        cap_w, settle_s: what power settles at under its limit (inf: no limit known), and the time constant of the
+            average that is held there: see :mod:`qmeter.simulate.clocks`.
         idle_w: power with nothing to run.
         input_s, output_s: from the send to the scheduler, and from a step's end to the client.
         output_seq_s: the front end's time for each token it sends on: a queue, served one after the other, so that it
@@ -57,6 +65,7 @@ class StepModel:
     decode_s: F64
     mixed_s: F64
     kv_s: float = 0.0
+    kv_mixed: float = 1.0
     pair_s: float = 0.0
     chunk_s: float = 0.0
     host_s: float = 0.0
@@ -66,9 +75,14 @@ class StepModel:
     tail_s: float = 0.0
     decode_j: F64 = field(default_factory=lambda: np.zeros(1))
     mixed_j: F64 = field(default_factory=lambda: np.zeros(1))
+    padding_j: F64 = field(default_factory=lambda: np.zeros(1))
     kv_j: float = 0.0
     pair_j: float = 0.0
+    mixed_clock_s: F64 = field(default_factory=lambda: np.zeros(1))
+    cap_w: float = float("inf")
+    settle_s: float = SETTLE_S
     busy_w: float = 0.0
+    launch_w: float | None = None
     idle_w: float = 0.0
     input_s: float = 0.0
     output_s: float = 0.0
@@ -97,7 +111,7 @@ class StepModel:
 
     def mixed_device(self, sequences: int, kv_tokens: float, prefill: int, pairs: float, chunks: int) -> float:
         """The device's seconds of a step with prefill."""
-        tokens = at(self.mixed_s, sequences + prefill) + self.kv_s * kv_tokens
+        tokens = at(self.mixed_s, sequences + prefill) + self.kv_s * self.kv_mixed * kv_tokens
         return tokens + self.pair_s * pairs + self.chunk_s * chunks
 
     def mixed_host(self, sequences: int) -> float:
@@ -108,10 +122,22 @@ class StepModel:
         """Joules of a decode step that took ``seconds``."""
         return self.busy_w * seconds + at(self.decode_j, sequences) + self.kv_j * kv_tokens
 
-    def mixed_energy(self, sequences: int, kv_tokens: float, prefill: int, pairs: float, seconds: float) -> float:
-        """Joules of a step with prefill that took ``seconds``."""
-        tokens = at(self.mixed_j, sequences + prefill)
-        return self.busy_w * seconds + tokens + self.kv_j * kv_tokens + self.pair_j * pairs
+    def mixed_energy(
+        self, sequences: int, kv_tokens: float, prefill: int, pairs: float, seconds: float, clock: float = 1.0
+    ) -> float:
+        """Joules of a step with prefill that took ``seconds`` at ``clock`` (share of the full one)."""
+        work = at(self.mixed_j, prefill) + at(self.padding_j, sequences + prefill) + self.pair_j * pairs
+        work += at(self.decode_j, sequences) + self.kv_j * kv_tokens
+        return self.busy_w * seconds + work * clock * clock
+
+    @property
+    def waiting_w(self) -> float:
+        """Power of a device that waits for a launch."""
+        return self.busy_w if self.launch_w is None else self.launch_w
+
+    def mixed_clocked(self, sequences: int, prefill: int, pairs: float) -> float:
+        """Of a mixed step's device seconds, those that a lower clock makes longer."""
+        return at(self.mixed_clock_s, sequences + prefill) + self.pair_s * pairs
 
 
 def at(table: F64, index: int) -> float:
