@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from records import LOADS, measured, study, truth, workload
@@ -9,6 +10,14 @@ from records import LOADS, measured, study, truth, workload
 from qmeter.errors import AnalysisError
 from qmeter.simulate import calibrate, predict
 from qmeter.simulate.host import host_pace, on_host
+from qmeter.simulate.knobs import with_knobs
+from qmeter.simulate.quick import quick
+from qmeter.spec.study import expand
+from qmeter.store import open_results
+from qmeter.store.profile import Profile
+from qmeter.workload import Vocabulary, build
+
+SEARCH = Path(__file__).parents[2] / "benchmarks" / "tune" / "measured" / "h200_8b" / "evaluations"
 
 SLOWER = 2.0
 
@@ -75,3 +84,21 @@ def test_records_that_do_not_show_the_pace_are_refused_with_the_reason(here):
         host_pace([none], [record], lambda _: tables, "there")
     with pytest.raises(AnalysisError, match="host and device are not apart"):
         on_host(none, host_pace([here], [record], lambda _: tables, "there"))
+
+
+def test_a_live_search_on_another_lease_of_the_gpu_is_predicted_at_its_hosts_pace():
+    """GIVEN W4A8 of the shipped profile, and two cells of a search that nothing was fitted to THEN the first tells the
+    host's pace, a quarter to a third faster, and TPOT of the second is then within a tenth, which it was not before."""
+    results = open_results("h200-8b-grid")
+    own = [r for r in results.records() if r.cell["deployment"]["method"] == "w4a8-fp8"]
+    made = calibrate(own, results.tables, draws=0)
+    first, later = (Profile(SEARCH / name) for name in ("0001", "0012"))
+    pace = host_pace([made], first.records(), first.tables, "the search")
+    assert 0.6 < pace.factor < 0.8
+    (record,) = later.records()
+    cell = next(c for c in expand(later.study) if c.id == record.cell_id)
+    schedule = build(cell.workload, cell.seed, Vocabulary(size=128256))
+    told = record.metrics["tpot_mean_s"].value
+    options = dict(cell.deployment.engine.options)
+    before, after = (quick(with_knobs(c, options)[0], cell.workload, schedule) for c in (made, on_host(made, pace)))
+    assert abs(after["tpot_mean_s"] / told - 1) < 0.1 < abs(before["tpot_mean_s"] / told - 1)
