@@ -74,11 +74,14 @@ def test_several_cells_give_a_spread(here):
 def test_records_that_do_not_show_the_pace_are_refused_with_the_reason(here):
     record, tables = elsewhere(LOADS[1], 36)
     named = record.model_copy(update={"cell": json.loads(json.dumps(record.cell).replace('"bf16"', '"fp8"'))})
-    with pytest.raises(AnalysisError, match=r"no llama-3.1-8b in fp8 on vllm") as fault:
+    with pytest.raises(AnalysisError, match=r"no llama-3.1-8b in fp8 on vllm and h200") as fault:
         host_pace([here], [named], lambda _: tables, "there")
     assert "measure one of the calibrated deployments there" in fault.value.hint
     with pytest.raises(AnalysisError, match="no valid measured cell"):
         host_pace([here], [], lambda _: tables, "there")
+    hidden = here.model_copy(update={"coefficients": tuple(3.0 * c for c in here.coefficients)})
+    with pytest.raises(AnalysisError, match="the device's work hides them"):
+        host_pace([hidden], [record], lambda _: tables, "there")
     none = here.model_copy(update={"host": (0.0,) * 5})
     with pytest.raises(AnalysisError, match="enough launches"):
         host_pace([none], [record], lambda _: tables, "there")

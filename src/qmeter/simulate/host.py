@@ -16,14 +16,16 @@ from numpy.typing import NDArray
 
 from qmeter.errors import AnalysisError
 from qmeter.record import CellStatus, Record, RecordKind
-from qmeter.simulate.calibrate import FEW, Tables, before_mixed
+from qmeter.simulate.calibrate import FEW, Tables, before_mixed, device_of
 from qmeter.simulate.calibration import Calibration
 from qmeter.simulate.observe import Observed, observed_steps
 
 F64 = NDArray[np.float64]
 
-AXES = ("shape", "method", "engine", "parallelism")
+AXES = ("shape", "method", "engine", "device", "parallelism")
 """What a record's deployment and a calibration's must share to be compared."""
+LONGER = 1.3
+"""A launch is seen in a step that lasts so much longer than its decodes take the device: else it may be hidden."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def host_pace(calibrations: Sequence[Calibration], records: Sequence[Record], ta
 
     Args:
         records: at least one valid measured cell of a deployment that is among the calibrations (model shape, method,
-            engine and parallelism alike), with an iteration log that shows launches of steps with prefill.
+            engine, device and parallelism alike), with an iteration log that shows launches of steps with prefill.
 
     Raises:
         AnalysisError: there is no such cell.
@@ -65,10 +67,11 @@ def host_pace(calibrations: Sequence[Calibration], records: Sequence[Record], ta
             continue
         d = record.cell["deployment"]
         named = {"shape": d["model"]["shape"], "method": d["method"], "engine": d["engine"]["name"],
-                 "parallelism": d["parallelism"]}  # fmt: skip
+                 "device": device_of(record), "parallelism": d["parallelism"]}  # fmt: skip
         mine = known.get(_key(named))
         if mine is None:
-            why = f"the calibrations hold no {named['shape']} in {named['method']} on {named['engine']} placed alike"
+            why = (f"the calibrations hold no {named['shape']} in {named['method']} on {named['engine']} and "
+                   f"{named['device']}, placed alike")  # fmt: skip
             continue
         try:
             ratio = _ratio(mine, observed_steps(tables(record)))
@@ -76,7 +79,7 @@ def host_pace(calibrations: Sequence[Calibration], records: Sequence[Record], ta
             why = error.message
             continue
         if ratio is None:
-            why = "no cell of it shows enough launches of steps with prefill"
+            why = "no cell of it shows enough launches of steps with prefill, or the device's work hides them"
             continue
         logs.append(np.log(ratio))
         cells.append(record.cell_id)
@@ -114,9 +117,14 @@ def _key(deployment: dict[str, object]) -> str:
 
 
 def _ratio(calibration: Calibration, steps: Observed) -> float | None:
-    """Launches of steps with prefill, measured over modelled: each shows in the step before it. ``None``: too few."""
+    """Launches of steps with prefill, measured over modelled: each shows in the step before it. ``None``: too few, or
+    most are hidden behind the device's work."""
     seen = before_mixed(steps)
     if seen.sum() < FEW or not any(calibration.host):
+        return None
+    model = calibration.step_model(noise=False)
+    device = model.decode_s[np.minimum(steps.decodes, len(model.decode_s) - 1)] + model.kv_s * steps.kv
+    if np.median(steps.seconds[seen] / device[seen]) < LONGER:
         return None
     after = np.flatnonzero(seen) + 1
     modelled = calibration.host[2] + calibration.host[3] * (steps.decodes + steps.chunks)[after]
