@@ -73,8 +73,9 @@ def calibrations(cache: Path) -> tuple[dict[str, Calibration], dict[str, Calibra
         others = []
         for method in AXES["method"]:
             moved = carry(fit, bf16, Target("llama-3.1-8b", method, "h200"))
-            # BF16's joules stand in for the others': the physics form has none of its own.
-            others.append(moved.model_copy(update={"energy": bf16.energy, "energy_series": bf16.energy_series}))
+            # BF16's joules and cap stand in for the others': the physics form has none of its own.
+            stood = ("energy", "energy_series", "launch_idle", "power_cap_w", "why_no_cap")
+            others.append(moved.model_copy(update={name: getattr(bf16, name) for name in stood}))
         save([bf16, *others[1:]], carried)
     by_method = [{c.deployment["method"]: c for c in load_calibrations(p)} for p in (measured, carried)]
     return by_method[0], by_method[1]

@@ -110,7 +110,7 @@ def test_calibrations_are_moved_to_the_host_of_other_records(folder, tmp_path, c
     code, out, _ = run(capsys, "calibrate-model", folder, "-o", path, "--host", folder)
     assert code == 0 and f"on the host of {folder}" in " ".join(out.split())
     made = load_calibrations(path)[0]
-    factor = re.search(r"take ([0-9.]+) times as long", made.extrapolated)
+    factor = re.search(r"take ([0-9.]+) times as long", made.host_of)
     assert abs(float(factor[1]) - 1) < 0.1
     code, _, err = run(capsys, "calibrate-model", folder, "-o", path, "--host", "h200-70b")
     assert code == 3 and "does not show its host's pace" in " ".join(err.split()) and "measure one of" in err

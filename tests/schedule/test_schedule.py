@@ -22,7 +22,7 @@ from qmeter.router.file import load_schedule
 from qmeter.schedule import solve as solve_module
 from qmeter.schedule.day import forecast, lengths_of, make_day, rate_at
 from qmeter.schedule.evaluate import evaluate, routed
-from qmeter.schedule.kinds import Choice, Kind
+from qmeter.schedule.kinds import Choice, Kind, beaten_by
 from qmeter.schedule.policies import Course
 from qmeter.schedule.solve import Answer, solve
 from qmeter.schedule.write import answer_data, write_schedule
@@ -93,12 +93,34 @@ def test_only_what_breaks_at_a_former_days_peak_is_cut(answer: Answer, monkeypat
         return SimpleNamespace(by_class=(0.2 * breaks,), by_kind=by_kind)
 
     monkeypatch.setattr(solve_module, "evaluate", found)
-    made, _ = solve_module._tightened(spec, choice, make_day(spec, 9), lambda _: None)
+    made, _ = solve_module._tried(spec, choice, make_day(spec, 9), lambda _: None)
     assert made.kinds[:cut] == choice.kinds[:cut]
     kept = made.kinds[cut].capacity_hz[0] / choice.kinds[cut].capacity_hz[0]
     assert kept == pytest.approx(solve_module.CUT**2)
     np.testing.assert_allclose(made.kinds[cut].work, choice.kinds[cut].work)
-    assert made.notes[-1].startswith(f"{made.kinds[cut].name}: chat counts with 76% of the capacity")
+    assert made.notes[-1].startswith(f"{made.kinds[cut].name}: chat counts with 76% of the capacity found before")
+    assert not made.beaten
+
+
+def test_a_kind_left_out_for_one_that_did_not_hold_comes_back(monkeypatch: Any) -> None:
+    """GIVEN a kind that another beats on paper WHEN that one is cut THEN the first is chosen from too, and one that is
+    still beaten is not, with the reason."""
+    spec, offer = spec_of(), offer_of(made_calibration())
+    fast, near, poor = (
+        Kind(name, offer, (hz,), (80.0, 150.0, 250.0, 380.0), 60.0, 9e3, {"score": 0.7})
+        for name, hz in (("fast", 20.0), ("near", 19.0), ("poor", 5.0))
+    )
+    assert [b and b.name for b in beaten_by([fast, near, poor], spec)] == [None, "fast", "fast"]
+
+    def found(spec: Any, now: Choice, day: Any, course: Any) -> Any:
+        breaks = now.kinds[0].capacity_hz[0] > 18.0
+        return SimpleNamespace(by_class=(0.2 * breaks,), by_kind=np.array([[0.5 * breaks] * len(now.kinds)]))
+
+    monkeypatch.setattr(solve_module, "evaluate", found)
+    choice = Choice((fast,), {"h200": 40.0}, (), 4096, (near, poor))
+    made, _ = solve_module._tried(spec, choice, make_day(spec, 9), lambda _: None)
+    assert [k.name for k in made.kinds] == ["fast", "near"] and [k.name for k in made.beaten] == ["poor"]
+    assert any(n.startswith("poor is not scheduled") for n in made.notes)
 
 
 def test_requests_follow_the_shares(answer: Answer) -> None:

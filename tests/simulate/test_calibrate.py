@@ -14,6 +14,7 @@ from qmeter.simulate.fit import hinges, knots_for, nonnegative
 from qmeter.simulate.observe import observed_steps
 from qmeter.simulate.quick import quick
 from qmeter.simulate.validate import compare, leave_one_out, scores
+from qmeter.spec.workload import FixedLength
 from qmeter.workload import Vocabulary, build
 
 
@@ -201,3 +202,12 @@ def test_the_quick_numbers_are_the_whole_cells():
         for name in ("j_per_output_token", "power_mean_w"):
             assert found[name] == pytest.approx(told.energy[name].value, rel=0.04), name
         assert found["tpot_mean_s"] == pytest.approx(told.metrics["tpot_mean_s"].value, rel=0.02)
+
+
+def test_quick_counts_the_only_token_of_a_request():
+    """GIVEN requests of one output token THEN they are throughput, and have their joules."""
+    fit = calibrate(*study(), draws=2)
+    spec = LOADS[1].model_copy(update={"output_tokens": FixedLength(tokens=1)})
+    found = quick(fit, spec, build(spec, 5, Vocabulary(size=32000)))
+    assert found["throughput_tok_s"] == pytest.approx(found["request_rate_hz"], rel=0.05)
+    assert found["j_per_output_token"] == pytest.approx(found["power_mean_w"] / found["throughput_tok_s"], rel=1e-6)

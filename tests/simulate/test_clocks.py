@@ -8,7 +8,7 @@ from records import measured, study, truth, workload
 from sim_loads import load, model
 
 from qmeter.record import Telemetry
-from qmeter.simulate import calibrate, fast, run_cell
+from qmeter.simulate import calibrate, fast, run_cell, simulate_steps
 from qmeter.simulate.clocks import LEAST_CLOCK, capped_clock, power_cap, saved_share, step_clocks
 from qmeter.simulate.engine import step_energy
 from qmeter.simulate.fit import Basis, nonnegative, tiled
@@ -50,6 +50,21 @@ def test_one_prefill_may_exceed_the_limit_for_a_moment():
     assert one.detail.step_clock[0] == 1.0
     slow, _ = full_prefills(1, cap_w=LIMIT_W, settle_s=0.01)
     assert slow.detail.step_clock[0] < 1.0, "not where the average settles within the step"
+
+
+def test_a_burst_meets_the_same_clocks_whenever_it_comes():
+    """GIVEN a burst at once, and the same after ten idle seconds THEN each step has the same clock: no average
+    remembers idle time as work."""
+    steps = model(kv_s=0, pair_s=0, chunk_s=0, kv_j=0, pair_j=0, decode_j=np.zeros(1), busy_w=BUSY_W, idle_w=90.0,
+                  draw_host=(0, 0, 0), cap_w=LIMIT_W)  # fmt: skip
+    steps = replace(steps, mixed_j=30 / 2048 * np.arange(2049.0), mixed_clock_s=steps.mixed_s)
+    for run in (fast.simulate, simulate_steps):
+        own = [run(load(np.full(6, at), np.full(6, 2048), np.ones(6, int)), RULES, steps)
+               for at in (0.0, 10.0)]  # fmt: skip
+        waited = [r.first_s - r.arrival_s for r in own]
+        np.testing.assert_allclose(waited[0], waited[1], rtol=1e-6)
+    clocks = fast.simulate(load(np.full(6, 10.0), np.full(6, 2048), np.ones(6, int)), RULES, steps, detail=True)
+    assert clocks.detail.step_clock[0] == 1.0 and clocks.detail.step_clock[-1] < 0.9
 
 
 def test_without_a_limit_nothing_changes_and_a_limit_out_of_reach_is_none():

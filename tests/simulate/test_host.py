@@ -58,7 +58,7 @@ def test_predictions_then_differ_as_the_hosts_do(here, pace):
 
 def test_what_was_moved_says_so_and_keeps_the_device(here, pace):
     moved = on_host(here, pace)
-    assert "on the host of there" in moved.extrapolated and "(1 cell)" in moved.extrapolated
+    assert "on the host of there" in moved.host_of and "(1 cell)" in moved.host_of and moved.extrapolated is None
     assert moved.coefficients == here.coefficients and moved.host[0] == here.host[0]
     assert moved.host[2] == pytest.approx(here.host[2] * pace.factor)
 

@@ -92,6 +92,9 @@ def test_uncertainty_grows_with_the_distance(carried):
     near, far = carried
     assert distance(near, Target("llama-3.1-8b", "bf16", "h200")) == 0
     assert far.cell_sigma > near.cell_sigma and "KV blocks derived" in far.extrapolated
+    assert (far.kv_mixed, far.power_cap_w, far.launch_idle, far.held_out) == (1.0, None, False, {}), (
+        "the neighbour's own"
+    )
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from qmeter import __version__
 from qmeter.capacity.offer import Offer, Supply, offer_of
 from qmeter.errors import AnalysisError
 from qmeter.record import CellStatus, Quantity, Record
 from qmeter.simulate.calibrate import calibrate, device_of
 from qmeter.simulate.calibration import Calibration, load_calibrations, save
 from qmeter.simulate.carry import fit_records, load_physics, physics_data
+from qmeter.simulate.identity import simulator_hash
 from qmeter.simulate.physics import PhysicsFit
 from qmeter.simulate.validate import by_deployment, cached
 from qmeter.store import open_results
@@ -143,10 +143,9 @@ def default_cache() -> Path:
 
 
 def content_hash(folder: Path) -> str:
-    """Hash of a results folder's files, of the code that fits them and of qMeter's version."""
-    digest = hashlib.sha256(__version__.encode())
-    code = sorted((Path(__file__).parents[1] / "simulate").glob("*.py"))
-    for path in [*code, *sorted({p for pattern in KEPT for p in folder.glob(pattern)})]:
+    """Hash of a results folder's files, and of the code and catalog that fit them."""
+    digest = hashlib.sha256(simulator_hash().encode())
+    for path in sorted({p for pattern in KEPT for p in folder.glob(pattern)}):
         digest.update(path.name.encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -19,7 +19,7 @@ from qmeter.simulate.calibrate import DRAWS, Tables
 from qmeter.simulate.calibration import Calibration, save
 from qmeter.simulate.carry import fit_records, physics_data
 from qmeter.simulate.heldout import calibrate_checked, with_peers
-from qmeter.simulate.host import HostPace, host_pace, on_host
+from qmeter.simulate.host import HostPace, host_pace, on_host, require_shared
 from qmeter.simulate.physics import PhysicsFit
 from qmeter.simulate.validate import Comparison, by_deployment, cached, compare, leave_one_out, scores
 from qmeter.store import open_results
@@ -58,12 +58,14 @@ def calibrate_model(
     groups = [g for g in by_deployment(results.records()) if _wanted(g[0], method, model)]
     if not groups:
         raise AnalysisError(f"{where} has no valid measured record that fits", hint=f"look at: qmeter show {where}")
+    there = open_results(host) if host is not None else None
+    if there is not None:
+        require_shared([g[0] for g in groups], there.records(), str(host))
     made, rows, faults = _fit_all(groups, tables, hold or [], check, draws, console)
     if not made:
         raise AnalysisError(f"no deployment could be calibrated: {faults[0]}")
-    pace = _pace(made, host)
-    if pace is not None:
-        made = [on_host(c, pace) for c in made]
+    pace = None if there is None else host_pace(made, there.records(), there.tables, str(host))
+    made = made if pace is None else _all_on_host(made, pace, faults)
     physics = _physics(groups, tables)
     save(made, out, physics_data(physics) if physics else None)
     drawn = _pictures(rows, made, pictures) if pictures else []
@@ -95,11 +97,14 @@ def calibrate_model(
     console.print("\n         ".join([f"written: {out}", *map(str, drawn)]), highlight=False)
 
 
-def _pace(made: list[Calibration], host: str | None) -> HostPace | None:
-    if host is None:
-        return None
-    there = open_results(host)
-    return host_pace(made, there.records(), there.tables, host)
+def _all_on_host(made: list[Calibration], pace: HostPace, faults: list[str]) -> list[Calibration]:
+    out = []
+    for calibration in made:
+        try:
+            out.append(on_host(calibration, pace))
+        except AnalysisError as error:
+            faults.append(f"{error.message} ({error.hint})")
+    return out
 
 
 def _wanted(record: Record, methods: list[str] | None, model: str | None) -> bool:

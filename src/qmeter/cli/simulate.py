@@ -71,9 +71,9 @@ def simulate(
         return
     for workload in workloads:
         console.print(_table(workload, [p for p in found if p.workload == workload]))
-    for moved in dict.fromkeys(f"{p.calibration.label}: {p.calibration.extrapolated}" for p in found
-                               if p.calibration.extrapolated):  # fmt: skip
-        console.print(f"[yellow]extrapolated[/] {moved}", soft_wrap=True, highlight=False)
+    for c in {p.calibration.id: p.calibration for p in found if p.calibration.moved}.values():
+        how = "extrapolated" if c.extrapolated else "another host"
+        console.print(f"[yellow]{how}[/] {c.label}: {c.moved}", soft_wrap=True, highlight=False)
     for note in dict.fromkeys(f"{p.calibration.label}: {n}" for p in found for n in p.notes):
         console.print(f"[yellow]near the edge[/] {note}", soft_wrap=True, highlight=False)
 

@@ -20,6 +20,7 @@ from qmeter.cli.tune_measure import Measurer
 from qmeter.cli.tune_view import front_table, show_search
 from qmeter.errors import SpecError, StoreError
 from qmeter.record import Reason
+from qmeter.simulate.identity import simulator_hash
 from qmeter.spec.units import parse_duration_s
 from qmeter.spec.write import study_yaml
 from qmeter.store import write_atomic
@@ -201,15 +202,18 @@ def _low(tuning: Tuning, known: Known | None, kept: Path | None, console: Consol
     if source is None:
         return {}
     points = tuning.space.points
+    made_by = simulator_hash()
     if kept is not None and kept.exists():
         rows = json.loads(kept.read_text())
-        return {p: rows[p.id] for p in points if p.id in rows}
+        if rows.get("made_by") == made_by:
+            return {p: rows["rows"][p.id] for p in points if p.id in rows["rows"]}
+        console.print("another version of the simulator answered before: simulating the space anew")
     known = known if known and source == known.source else _known(tuning, source)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("simulating the space", total=len(points))
         found = screen(tuning, known, lambda done, _: progress.update(task, completed=done))
     if kept is not None:
-        write_atomic(kept, json.dumps({p.id: v for p, v in found.items()}))
+        write_atomic(kept, json.dumps({"made_by": made_by, "rows": {p.id: v for p, v in found.items()}}))
     return found
 
 

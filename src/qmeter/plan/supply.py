@@ -66,7 +66,7 @@ def _entry(spec: PlanSpec, index: int, cache: Path | None, on_step: Progress | N
     priced = _with_quality(fleet, index, [_priced(spec, index, o) for o in placed])
     out = []
     for offer in priced:
-        notes = (offer.calibration.extrapolated,) if offer.calibration.extrapolated else ()
+        notes = (offer.calibration.moved,) if offer.calibration.moved else ()
         out.append(Choice(offer, index, notes))
         for k, knobs in enumerate(fleet.knobs):
             try:

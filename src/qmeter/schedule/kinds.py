@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -102,13 +102,18 @@ class Kind:
 
 @dataclass(frozen=True)
 class Choice:
-    """All kinds, what off devices draw, and what the reader must know of either."""
+    """The kinds to choose from, what off devices draw, and what the reader must know of either.
+
+    Attributes:
+        longest_tokens: longest prompt and output together that all of them accept.
+        beaten: kinds that are left out, since another one is better in all that counts.
+    """
 
     kinds: tuple[Kind, ...]
     off_w: Mapping[str, float]
     notes: tuple[str, ...]
     longest_tokens: int
-    """Longest prompt and output together that all of them accept."""
+    beaten: tuple[Kind, ...] = ()
 
 
 def choose(spec: ScheduleSpec, say: Callable[[str], None] = lambda _: None, precision: Precision | None = None
@@ -151,7 +156,8 @@ def choose(spec: ScheduleSpec, say: Callable[[str], None] = lambda _: None, prec
             said = "; ".join(dict.fromkeys(w[i] for w in why.values())) or "no deployment keeps it"
             raise _fault(("classes", i, "slo"), f"no deployment can keep it: {said}",
                          "loosen the limit beyond the zero-load latency, or add faster deployments")  # fmt: skip
-    return Choice(tuple(_useful(kinds, spec, notes)), off, tuple(notes), longest)
+    kept = tuple(k for k, by in zip(kinds, beaten_by(kinds, spec), strict=True) if by is None)
+    return Choice(kept, off, tuple(notes), longest, tuple(k for k in kinds if k not in kept))
 
 
 def _sustained(spec: ScheduleSpec, offer: Offer, mix: Mix, precision: Precision | None, *, curve: bool) -> Capacity:
@@ -294,8 +300,11 @@ def _kind(spec: ScheduleSpec, name: str, offer: Offer, cap: float | None, rates:
     return Kind(name, offer, tuple(rates), power, float(load_s), float(load_s * load_w), quality, cap)
 
 
-def _useful(kinds: list[Kind], spec: ScheduleSpec, notes: list[str]) -> list[Kind]:
-    """Kinds that no other one beats in everything: capacity, power at equal work, start and every quality asked for."""
+def beaten_by(kinds: Sequence[Kind], spec: ScheduleSpec) -> list[Kind | None]:
+    """For each kind, one that beats it in everything: capacity, power at equal work, start and every quality asked for.
+
+    ``None``: none does. Of two that are alike, the second is beaten.
+    """
     needed = sorted({name for c in spec.classes for name in c.quality})
 
     def beats(a: Kind, b: Kind) -> bool:
@@ -311,14 +320,10 @@ def _useful(kinds: list[Kind], spec: ScheduleSpec, notes: list[str]) -> list[Kin
         )
         return better and cheaper and finer and a.load_s <= 2 * b.load_s + 60
 
-    kept: list[Kind] = []
-    for kind in kinds:
-        by = next((k for k in kinds if k is not kind and beats(k, kind) and not (beats(kind, k) and k in kept)), None)
-        if by is None or (beats(kind, by) and kinds.index(kind) < kinds.index(by)):
-            kept.append(kind)
-        else:
-            notes.append(f"{kind.name} is not scheduled: {by.name} is better in all that counts here")
-    return kept
+    def over(i: int, j: int) -> bool:
+        return beats(kinds[i], kinds[j]) and (i < j or not beats(kinds[j], kinds[i]))
+
+    return [next((kinds[i] for i in range(len(kinds)) if i != j and over(i, j)), None) for j in range(len(kinds))]
 
 
 def _fault(path: tuple[str | int, ...], message: str, hint: str) -> SpecError:

@@ -17,7 +17,7 @@ from qmeter.schedule import policies
 from qmeter.schedule.columns import Prices, optimise_day, plan_day
 from qmeter.schedule.day import Day, make_day
 from qmeter.schedule.evaluate import Outcome, evaluate
-from qmeter.schedule.kinds import Choice, choose
+from qmeter.schedule.kinds import Choice, Kind, beaten_by, choose
 from qmeter.schedule.milp import Infeasible, Problem
 from qmeter.schedule.policies import Course
 from qmeter.schedule.rolling import rolling
@@ -87,7 +87,7 @@ def solve(spec: ScheduleSpec, say: Callable[[str], None] = lambda _: None, preci
     began = time.perf_counter()
     choice = choose(spec, say, precision)
     history = make_day(spec, spec.seed + YESTERDAY, choice.longest_tokens)
-    choice, guess = _tightened(spec, choice, history, say)
+    choice, guess = _tried(spec, choice, history, say)
     days: list[Day] = []
     outcomes: dict[str, list[Outcome]] = {name: [] for name in NAMES}
     plan: Course | None = None
@@ -103,6 +103,24 @@ def solve(spec: ScheduleSpec, say: Callable[[str], None] = lambda _: None, preci
     assert plan is not None
     made = {name: tuple(found) for name, found in outcomes.items()}
     return Answer(spec, choice, tuple(days), made, plan, time.perf_counter() - began)
+
+
+def _tried(spec: ScheduleSpec, choice: Choice, seen: Day, say: Callable[[str], None]) -> tuple[Choice, Prices]:
+    """The choice with capacities tried on a day before (:func:`_tightened`); kinds that were left out for one that did
+    not hold what it promised are tried too."""
+    made, found = choice, choice
+    while True:
+        found, guess = _tightened(spec, made, seen, say)
+        every = (*found.kinds, *found.beaten)
+        by = beaten_by(every, spec)[len(found.kinds) :]
+        back = tuple(k for k, better in zip(found.beaten, by, strict=True) if better is None)
+        if not back:
+            break
+        made = replace(found, kinds=found.kinds + back, beaten=tuple(k for k in found.beaten if k not in back))
+    left = tuple(f"{k.name} is not scheduled: {better.name} is better in all that counts here"
+                 for k, better in zip(found.beaten, by, strict=True) if better is not None)  # fmt: skip
+    notes = found.notes + left + _cuts(spec, (*choice.kinds, *choice.beaten), found.kinds)
+    return replace(found, notes=notes), guess
 
 
 def _tightened(spec: ScheduleSpec, choice: Choice, seen: Day, say: Callable[[str], None]) -> tuple[Choice, Prices]:
@@ -139,16 +157,16 @@ def _tightened(spec: ScheduleSpec, choice: Choice, seen: Day, say: Callable[[str
         except SpecError:
             break  # the fleet has no more room: the courses say what breaks
         made = cut
-    return replace(made, notes=made.notes + _cuts(spec, choice, made)), guess
+    return made, guess
 
 
-def _cuts(spec: ScheduleSpec, before: Choice, after: Choice) -> tuple[str, ...]:
+def _cuts(spec: ScheduleSpec, before: Sequence[Kind], after: Sequence[Kind]) -> tuple[str, ...]:
     """In words, what was cut."""
-    pairs = [(was, now) for was, now in zip(before.kinds, after.kinds, strict=True) if was is not now]
+    was = {k.name: k for k in before}
     return tuple(
-        f"{now.name}: {c.name} counts with {now.capacity_hz[i] / was.capacity_hz[i]:.0%} of the capacity found for it "
-        "alone: at a former day's peak its requests broke their SLO"
-        for was, now in pairs for i, c in enumerate(spec.classes) if now.capacity_hz[i] < was.capacity_hz[i]
+        f"{now.name}: {c.name} counts with {now.capacity_hz[i] / was[now.name].capacity_hz[i]:.0%} of the capacity "
+        "found before: at a former day's peak its requests broke their SLO"
+        for now in after for i, c in enumerate(spec.classes) if now.capacity_hz[i] < was[now.name].capacity_hz[i]
     )  # fmt: skip
 
 

@@ -68,6 +68,6 @@ def caveats(answer: Answer) -> list[str]:
             out.append(f"{outcomes[0].course.title} left {lost} requests unserved")
     if any(c.shape == type(c).model_fields["shape"].default for c in spec.classes):
         out.append("the day's shape is qMeter's default office day, an assumption: give classes[].shape")
-    extrapolated = {k.name: e for k in answer.choice.kinds if (e := k.offer.calibration.extrapolated)}
-    out += [f"{name}: {text}" for name, text in extrapolated.items()]
+    moved = {k.name: text for k in answer.choice.kinds if (text := k.offer.calibration.moved)}
+    out += [f"{name}: {text}" for name, text in moved.items()]
     return out

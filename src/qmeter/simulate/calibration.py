@@ -103,6 +103,8 @@ class Calibration(_Frozen):
     qmeter_version: str
     extrapolated: str | None = None
     """How it was moved to what was never measured (another device, model or length), or ``None``."""
+    host_of: str | None = None
+    """Whose host's pace its launches and front end have, where it is not the one it was measured on."""
 
     @property
     def id(self) -> str:
@@ -115,6 +117,11 @@ class Calibration(_Frozen):
         """model/method/engine."""
         d = self.deployment
         return f"{d['model']}/{d['method']}/{d['engine']}"
+
+    @property
+    def moved(self) -> str | None:
+        """In words, how it is not what was measured; ``None``: it is."""
+        return "; ".join(t for t in (self.extrapolated, self.host_of) if t) or None
 
     def scheduler(self) -> Rules:
         """The rules of its replica."""

@@ -121,10 +121,13 @@ def carry(fit: PhysicsFit, near: Calibration, target: Target, *, seed: int = 0) 
             "draws": tuple(tuple(coefficients * f) for f in np.exp(rng.normal(0, sigma / 2, DRAWS))),
             "energy": None, "energy_draws": (), "energy_series": None,
             "why_no_energy": "the physics form predicts no energy", "cell_sigma": sigma,
+            "kv_mixed": 1.0, "launch_idle": False, "power_cap_w": None,
+            "why_no_cap": "the physics form has neither clocks nor energy",
             "support": Support(sequences=rules.max_sequences, step_tokens=rules.token_budget,
                                kv_tokens=float(room.kv_tokens), longest_request_tokens=place.shape.max_positions,
                                energy=False),
             "qmeter_version": __version__,
+            "held_out": {}, "peers_held_out": {},
             "extrapolated": f"from {near.label} on {near.deployment['device']} by the physics form "
                             f"({fit.deployments} deployments, spread {sigma:.0%}); KV blocks derived, not measured",
         }

@@ -74,6 +74,12 @@ def capped_clock(average: float, limit: float, settle: float, steady: float, clo
 
 
 @jit
+def averaged(before: float, power: float, seconds: float, settle: float) -> float:
+    """The average power after so many seconds at ``power``."""
+    return float(power + (before - power) * np.exp(-seconds / settle))
+
+
+@jit
 def saved_share(clock: float, gone: float, settle: float) -> float:
     """Share of their energy at full clock that decodes saved in ``gone`` seconds after a step at ``clock``.
 

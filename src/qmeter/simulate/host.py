@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,17 +62,10 @@ def host_pace(calibrations: Sequence[Calibration], records: Sequence[Record], ta
         AnalysisError: there is no such cell.
     """
     known = {_key(c.deployment): c for c in calibrations}
-    logs, cells, why = [], [], "it has no valid measured cell"
+    logs, cells, why = [], [], _lacking([c.deployment for c in calibrations], records)
     for record in records:
-        if record.status is not CellStatus.OK or record.kind is not RecordKind.MEASURED:
-            continue
-        d = record.cell["deployment"]
-        named = {"shape": d["model"]["shape"], "method": d["method"], "engine": d["engine"]["name"],
-                 "device": device_of(record), "parallelism": d["parallelism"]}  # fmt: skip
-        mine = known.get(_key(named))
-        if mine is None:
-            why = (f"the calibrations hold no {named['shape']} in {named['method']} on {named['engine']} and "
-                   f"{named['device']}, placed alike")  # fmt: skip
+        mine = known.get(_key(_deployment(record)))
+        if mine is None or not _counts(record):
             continue
         try:
             ratio = _ratio(mine, observed_steps(tables(record)))
@@ -84,9 +78,7 @@ def host_pace(calibrations: Sequence[Calibration], records: Sequence[Record], ta
         logs.append(np.log(ratio))
         cells.append(record.cell_id)
     if not logs:
-        raise AnalysisError(f"{where} does not show its host's pace: {why}",
-                            hint="measure one of the calibrated deployments there, under a load that prefills "
-                            "beside decodes (a poisson load for 15 s does)")  # fmt: skip
+        raise _fault(where, why)
     sigma = float(np.std(logs, ddof=1)) if len(logs) > 1 else 0.0
     return HostPace(float(np.exp(np.mean(logs))), sigma, tuple(cells), where)
 
@@ -108,11 +100,52 @@ def on_host(calibration: Calibration, pace: HostPace) -> Calibration:
         "output_seq_s": calibration.output_seq_s * f,
         "input_each_s": calibration.input_each_s * f,
         "host_sigma": max(calibration.host_sigma, pace.sigma),
-        "extrapolated": "; ".join(t for t in (calibration.extrapolated, pace.words) if t),
+        "host_of": pace.words,
     })  # fmt: skip
 
 
-def _key(deployment: dict[str, object]) -> str:
+def require_shared(measured: Sequence[Record], there: Sequence[Record], where: str) -> None:
+    """Raise before anything is fitted where no record of the host can tell its pace.
+
+    Args:
+        measured: a record of each deployment that is to be calibrated.
+
+    Raises:
+        AnalysisError: none of ``there`` is a valid measured cell of one of them.
+    """
+    if why := _lacking([_deployment(r) for r in measured], there):
+        raise _fault(where, why)
+
+
+def _lacking(deployments: Sequence[dict[str, Any]], records: Sequence[Record]) -> str:
+    """Why no record can be compared with any of the deployments; empty: one can."""
+    valid = [_deployment(r) for r in records if _counts(r)]
+    if not valid:
+        return "it has no valid measured cell"
+    known = {_key(d) for d in deployments}
+    if any(_key(d) in known for d in valid):
+        return ""
+    d = valid[0]
+    return f"the calibrations hold no {d['shape']} in {d['method']} on {d['engine']} and {d['device']}, placed alike"
+
+
+def _fault(where: str, why: str) -> AnalysisError:
+    return AnalysisError(f"{where} does not show its host's pace: {why}",
+                         hint="measure one of the calibrated deployments there, under a load that prefills beside "
+                         "decodes (a poisson load for 15 s does)")  # fmt: skip
+
+
+def _counts(record: Record) -> bool:
+    return record.status is CellStatus.OK and record.kind is RecordKind.MEASURED
+
+
+def _deployment(record: Record) -> dict[str, Any]:
+    d = record.cell["deployment"]
+    return {"shape": d["model"]["shape"], "method": d["method"], "engine": d["engine"]["name"],
+            "device": device_of(record), "parallelism": d["parallelism"]}  # fmt: skip
+
+
+def _key(deployment: dict[str, Any]) -> str:
     return str([deployment[name] for name in AXES])
 
 

@@ -77,7 +77,7 @@ def predict(
     def told(name: str, quantity: Quantity) -> Quantity:
         own, peers = calibration.held_out.get(name, ()), calibration.peers_held_out.get(name, ())
         apart = width(own, peers, confidence)
-        only = apart.alone and calibration.extrapolated is None
+        only = apart.alone and calibration.moved is None
         return interval(quantity, samples.get(name, []), confidence, apart.half, only=only)
 
     metrics = {n: told(n, q) for n, q in found.metrics.items()}

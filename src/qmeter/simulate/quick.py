@@ -72,10 +72,10 @@ def quick(
 
 
 def _rates(output: NDArray[np.int64], result: SimResult, begin: float, end: float) -> dict[str, float]:
-    """Tokens and requests a second in the window, each request's tokens spread evenly from first to last."""
+    """Tokens and requests a second in the window, each request's tokens after the first spread evenly to its last."""
     first, last = result.first_out_s, result.end_out_s
     span = np.maximum(last - first, 1e-9)
     inside = np.clip(np.minimum(last, end) - np.maximum(first, begin), 0.0, None)
-    tokens = np.nansum(output * inside / span)
+    tokens = np.nansum((first >= begin) & (first < end)) + np.nansum((output - 1) * inside / span)
     done = int(((last >= begin) & (last < end)).sum())
     return {"throughput_tok_s": float(tokens / (end - begin)), "request_rate_hz": done / (end - begin)}

@@ -11,7 +11,7 @@ import numpy as np
 from qmeter.errors import AnalysisError
 from qmeter.simulate import rules as r
 from qmeter.simulate.blocks import BlockPool
-from qmeter.simulate.clocks import capped_clock, power_of, saved_share
+from qmeter.simulate.clocks import averaged, capped_clock, power_of, saved_share
 from qmeter.simulate.load import Detail, SimLoad, SimResult
 from qmeter.simulate.steptime import Pipeline, StepModel
 
@@ -67,11 +67,15 @@ class _Cap:
         if not np.isfinite(model.cap_w):
             return 1.0, 0.0
         begin = max(pipeline.device_s, pipeline.decide_s)
-        gone, saved = begin - self.at_s, 0.0
-        if gone > 0:
+        self.average_w = self.average_w or model.idle_w
+        idle, saved = max(0.0, pipeline.decide_s - max(pipeline.device_s, self.at_s)), 0.0
+        ran = begin - self.at_s - idle
+        if ran > 0:
             if self.last < 1 and self.at_s > 0:
-                saved = self.joules * saved_share(self.last, gone, model.settle_s)
-            self._pass(model, model.busy_w + (self.joules - saved) / gone, gone)
+                saved = self.joules * saved_share(self.last, ran, model.settle_s)
+            self._pass(model, model.busy_w + (self.joules - saved) / ran, ran)
+        if idle > 0:
+            self._pass(model, model.idle_w, idle)
         least, joules = pipeline.decide_s + host + model.tail_s - begin, model.mixed_energy(*work, 0.0)
         clock = capped_clock(self.average_w, model.cap_w, model.settle_s, device - clocked, clocked, least,
                              model.busy_w, model.waiting_w, joules)  # fmt: skip
@@ -82,7 +86,7 @@ class _Cap:
         return clock, saved
 
     def _pass(self, model: StepModel, power_w: float, seconds: float) -> None:
-        self.average_w = power_w + (self.average_w - power_w) * float(np.exp(-seconds / model.settle_s))
+        self.average_w = averaged(self.average_w, power_w, seconds, model.settle_s)
 
 
 class _Replica:

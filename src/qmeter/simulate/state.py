@@ -27,7 +27,9 @@ N_FLOATS = 16
 BUDGET, SEATS, BLOCK, RESERVE, ASYNC, CHUNKED, MIXED, CACHE, UNIT, CLOSED, DETAIL, USABLE = range(12)
 # Model floats.
 KV_S, PAIR_S, CHUNK_S, HOST_S, HOST_SEQ_S, KV_J, PAIR_J, BUSY_W, THINK_S, STOP_S, SPACING_S = range(11)
-HOST_MIXED_S, HOST_MIXED_SEQ_S, TAIL_S, OUT_SEQ_S, IN_EACH_S, CAP_W, SETTLE, KV_MIXED_S, LAUNCH_W = range(11, 20)
+HOST_MIXED_S, HOST_MIXED_SEQ_S, TAIL_S, OUT_SEQ_S, IN_EACH_S, CAP_W, SETTLE, KV_MIXED_S, LAUNCH_W, IDLE_W = range(
+    11, 21
+)
 # Log counters and step columns.
 LSEG, LGEN, LSTEP = range(3)
 C_START, C_DUR, C_DEC, C_PRE, C_KV, C_PAIRS, C_RUN, C_WAIT, C_USED, C_OUT, C_WORK_J, C_CLOCK = range(12)
@@ -193,7 +195,7 @@ def coefficients(rules: Rules, model: StepModel, load: SimLoad | None = None, de
          model.busy_w, load.think_s if load else 0.0, load.stop_s if load else np.inf,
          load.spacing_s if load else 0.0, model.host_mixed_s, model.host_mixed_seq_s, model.tail_s,
          model.output_seq_s, model.input_each_s, model.cap_w, model.settle_s,
-         model.kv_s * model.kv_mixed, model.busy_w if model.launch_w is None else model.launch_w]  # fmt: skip
+         model.kv_s * model.kv_mixed, model.waiting_w, model.idle_w]  # fmt: skip
     return Coefficients(
         np.array(rule, dtype=np.int64), np.array(c, dtype=np.float64),
         _table(model.decode_s, rules.max_sequences), _table(model.mixed_s, rules.token_budget),

@@ -95,7 +95,7 @@ def leave_one_out(
 ) -> list[Comparison]:
     """Each workload point of one deployment predicted from a calibration that never saw it (its repeats neither).
 
-    ``peers``: fits of other deployments, whose errors stand in where too few loads are left for errors of its own.
+    ``peers``: fits of other deployments, whose errors are pooled with its own.
     """
     rows = []
     names = list(dict.fromkeys(load_name(r) for r in records))

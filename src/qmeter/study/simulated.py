@@ -164,7 +164,7 @@ def _predicted(context: DeploymentContext, cell: Cell, calibration: Calibration 
 def _record(context: DeploymentContext, cell: Cell, found: Prediction) -> Record:
     notes = [
         Reason(kind="near_the_edge", stage="load", message=note, hint="measure a cell there and calibrate again")
-        for note in (*found.notes, *((found.calibration.extrapolated,) if found.calibration.extrapolated else ()))
+        for note in (*found.notes, *((found.calibration.moved,) if found.calibration.moved else ()))
     ]
     context.effective = found.cell.effective
     return _marked(
