@@ -76,7 +76,7 @@ def _slo(slo: Any) -> str:
 
 def _kind_columns(answer: Answer) -> list[str]:
     metrics = sorted({name for k in answer.choice.kinds for name in k.quality})
-    rates = [f"{c.name}, req/s a replica" for c in answer.spec.classes]
+    rates = [f"{c.name}, req/s a replica, as planned" for c in answer.spec.classes]
     quality = [f"{name} (worse end)" for name in metrics]
     return ["Deployment", *rates, "Idle, W", "Full, W", "Start, s", *quality, "Served by the schedule"]
 
