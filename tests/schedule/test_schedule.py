@@ -144,6 +144,7 @@ def test_the_file_written_is_one_that_can_be_served(answer: Answer, tmp_path: Pa
 
 def test_the_page_stands_alone_and_says_why(answer: Answer, tmp_path: Path) -> None:
     pytest.importorskip("altair")
+    from qmeter.report import schedule as schedule_page
     from qmeter.report.schedule import write_schedule_report
 
     hostile = answer.spec.model_copy(update={"description": "<script>alert(1)</script>"})
@@ -152,6 +153,8 @@ def test_the_page_stands_alone_and_says_why(answer: Answer, tmp_path: Path) -> N
     assert "of what perfect" in page and "static peak" in page and "an assumption" in page
     for name in ("load", "replicas", "power"):
         assert f'data-chart="{name}"' in page and (tmp_path / "charts" / f"{name}.svg").stat().st_size > 2000
+    spec = schedule_page._bars([{"x": 0.0, "x2": 1.0, "y": 2.0, "series": n} for n in "ab"], [], "Replicas")
+    assert [(r["bottom"], r["top"]) for r in spec["data"]["values"]] == [(0.0, 2.0), (2.0, 4.0)], "stacked, as it says"
     assert (tmp_path / "schedule.yaml").exists() and (tmp_path / "tables" / "policies.csv").exists()
 
 

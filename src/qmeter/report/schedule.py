@@ -140,8 +140,15 @@ def _hours(alt: Any) -> Any:
 
 
 def _bars(rows: list[Row], looks: list[Style], title: str) -> Row:
-    chart = _over_the_day(rows, looks, ("Series", title, ".2f")).mark_bar(strokeWidth=0)
-    return _finished(chart.encode(x2="x2:Q", y=altair().Y("y:Q", title=title, stack="zero")))
+    """Each hour's series one above the other. (Vega-Lite stacks no bars that have an end of their own in x.)"""
+    height: dict[float, float] = {}
+    stacked = []
+    for row in rows:
+        bottom = height.get(row["x"], 0.0)
+        height[row["x"]] = bottom + row["y"]
+        stacked.append({**row, "bottom": bottom, "top": height[row["x"]]})
+    chart = _over_the_day(stacked, looks, ("Series", title, ".2f")).mark_rect(strokeWidth=0)
+    return _finished(chart.encode(x2="x2:Q", y=altair().Y("top:Q", title=title), y2="bottom:Q"))
 
 
 def _steps(rows: list[Row], looks: list[Style], title: str) -> Row:
