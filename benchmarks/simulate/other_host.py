@@ -3,12 +3,14 @@ search on the H200, predicted from the shipped profile, as it is and at the pace
 
     python benchmarks/simulate/other_host.py [--host 1] [--host 1,2,3,4] [--each]
 
-``--host``: numbers of evaluations whose cells tell the host's pace; they are then not predicted. Minutes on two cores.
+``--host``: numbers of evaluations whose cells tell the host's pace; they are then not predicted.
+Half a minute.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -57,10 +59,12 @@ def errors(made: dict[str, Calibration], left: Sequence[int], each: bool) -> dic
         results = Profile(SEARCH / f"{number:04d}")
         method = str(results.records()[0].cell["deployment"]["method"])
         told, record = predicted(made[method], results)
-        measured = {n: q.value for n, q in {**record.metrics, **record.energy}.items()}
+        measured = {**record.metrics, **record.energy}
         for name in SHOWN:
-            if measured.get(name):
-                found[name].append(told[name] / float(measured[name] or 1.0) - 1.0)
+            value = measured[name].value
+            if value is None:
+                sys.exit(f"evaluation {number}: {name} was not measured: {measured[name].why}")
+            found[name].append(told[name] / value - 1.0)
         if each:
             print(f"  {number:2d} {method:18s} " + "  ".join(f"{n} {found[n][-1]:+.1%}" for n in SHOWN))
     return found
@@ -76,9 +80,12 @@ def main() -> None:
     parser.add_argument("--host", action="append", default=[])
     parser.add_argument("--each", action="store_true")
     args = parser.parse_args()
-    made, numbers = fits(), sorted(int(p.name) for p in SEARCH.iterdir())
-    for chosen in ("", *args.host):
-        own = [int(n) for n in chosen.split(",") if n]
+    numbers = sorted(int(p.name) for p in SEARCH.iterdir())
+    choices: list[list[int]] = [[], *([int(n) if n.isdigit() else -1 for n in h.split(",")] for h in args.host)]
+    if any(set(own) - set(numbers) for own in choices):
+        parser.error(f"--host takes numbers of evaluations with commas between them, {numbers[0]} to {numbers[-1]}")
+    made = fits()
+    for own in choices:
         moved = made
         if own:
             there = {r.cell_id: (r, p) for p in (Profile(SEARCH / f"{n:04d}") for n in own) for r in p.records()}

@@ -20,7 +20,7 @@ import numpy as np
 from qmeter import catalog
 from qmeter.errors import AnalysisError
 from qmeter.simulate import Calibration, calibrate, load_calibrations, save
-from qmeter.simulate.carry import Target, carry, fit_records
+from qmeter.simulate.carry import Target, carry, fit_records, with_joules_of
 from qmeter.simulate.knobs import with_knobs
 from qmeter.simulate.load import load_of
 from qmeter.simulate.quick import quick
@@ -74,8 +74,7 @@ def calibrations(cache: Path) -> tuple[dict[str, Calibration], dict[str, Calibra
         for method in AXES["method"]:
             moved = carry(fit, bf16, Target("llama-3.1-8b", method, "h200"))
             # BF16's joules and cap stand in for the others': the physics form has none of its own.
-            stood = ("energy", "energy_series", "launch_idle", "power_cap_w", "why_no_cap")
-            others.append(moved.model_copy(update={name: getattr(bf16, name) for name in stood}))
+            others.append(with_joules_of(moved, bf16))
         save([bf16, *others[1:]], carried)
     by_method = [{c.deployment["method"]: c for c in load_calibrations(p)} for p in (measured, carried)]
     return by_method[0], by_method[1]

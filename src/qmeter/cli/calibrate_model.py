@@ -64,8 +64,10 @@ def calibrate_model(
     made, rows, faults = _fit_all(groups, tables, hold or [], check, draws, console)
     if not made:
         raise AnalysisError(f"no deployment could be calibrated: {faults[0]}")
-    pace = None if there is None else host_pace(made, there.records(), there.tables, str(host))
-    made = made if pace is None else _all_on_host(made, pace, faults)
+    pace = None
+    if there is not None:
+        pace = host_pace(made, there.records(), there.tables, str(host))
+        made = _all_on_host(made, pace, faults)
     physics = _physics(groups, tables)
     save(made, out, physics_data(physics) if physics else None)
     drawn = _pictures(rows, made, pictures) if pictures else []

@@ -71,7 +71,7 @@ def simulate(
         return
     for workload in workloads:
         console.print(_table(workload, [p for p in found if p.workload == workload]))
-    for c in {p.calibration.id: p.calibration for p in found if p.calibration.moved}.values():
+    for c in (c for c in calibrations if c.moved):
         how = "extrapolated" if c.extrapolated else "another host"
         console.print(f"[yellow]{how}[/] {c.label}: {c.moved}", soft_wrap=True, highlight=False)
     for note in dict.fromkeys(f"{p.calibration.label}: {n}" for p in found for n in p.notes):
@@ -132,6 +132,7 @@ def _data(p: Answer) -> dict[str, Any]:
         "kind": "simulated",
         "calibration": p.calibration.id,
         "deployment": p.calibration.label,
+        "moved": p.calibration.moved,
         "workload": p.workload.model_dump(mode="json"),
         "metrics": {k: q.model_dump(mode="json", exclude_none=True) for k, q in numbers.items()},
         "notes": list(p.notes),

@@ -86,8 +86,8 @@ class Kind:
         if not classes.any():
             return self
         by = np.where(classes, factor, 1.0)
-        draw = np.array(self.draw or (1.0,) * len(self.capacity_hz))
-        return replace(self, capacity_hz=tuple(map(float, by * np.array(self.capacity_hz))), draw=tuple(by * draw))
+        capacity, draw = by * self.capacity_hz, by * (self.draw or (1.0,) * len(self.capacity_hz))
+        return replace(self, capacity_hz=tuple(map(float, capacity)), draw=tuple(map(float, draw)))
 
     @property
     def device(self) -> str:
@@ -156,8 +156,9 @@ def choose(spec: ScheduleSpec, say: Callable[[str], None] = lambda _: None, prec
             said = "; ".join(dict.fromkeys(w[i] for w in why.values())) or "no deployment keeps it"
             raise _fault(("classes", i, "slo"), f"no deployment can keep it: {said}",
                          "loosen the limit beyond the zero-load latency, or add faster deployments")  # fmt: skip
-    kept = tuple(k for k, by in zip(kinds, beaten_by(kinds, spec), strict=True) if by is None)
-    return Choice(kept, off, tuple(notes), longest, tuple(k for k in kinds if k not in kept))
+    better = list(zip(kinds, beaten_by(kinds, spec), strict=True))
+    kept, beaten = (tuple(k for k, by in better if (by is None) is best) for best in (True, False))
+    return Choice(kept, off, tuple(notes), longest, beaten)
 
 
 def _sustained(spec: ScheduleSpec, offer: Offer, mix: Mix, precision: Precision | None, *, curve: bool) -> Capacity:

@@ -108,7 +108,7 @@ def solve(spec: ScheduleSpec, say: Callable[[str], None] = lambda _: None, preci
 def _tried(spec: ScheduleSpec, choice: Choice, seen: Day, say: Callable[[str], None]) -> tuple[Choice, Prices]:
     """The choice with capacities tried on a day before (:func:`_tightened`); kinds that were left out for one that did
     not hold what it promised are tried too."""
-    made, found = choice, choice
+    made = choice
     while True:
         found, guess = _tightened(spec, made, seen, say)
         every = (*found.kinds, *found.beaten)

@@ -92,7 +92,7 @@ def calibrate(records: Sequence[Record], tables: Tables, *, draws: int = DRAWS, 
     input_each_s = min(input_s, input_cost(seen, engine["name"], input_s))
     output_s, output_seq_s = output_delay(seen, input_s - input_each_s, input_each_s, engine["name"])
     return Calibration(
-        deployment=_named(used[0]),
+        deployment=deployment_of(used[0]),
         effective=effective.model_dump(mode="json"),
         rules=plain(rules),
         basis=plain(fit.basis),
@@ -138,7 +138,8 @@ def device_of(record: Record) -> str:
     return matching[0] if matching else "cpu"
 
 
-def _named(record: Record) -> dict[str, Any]:
+def deployment_of(record: Record) -> dict[str, Any]:
+    """The record's deployment by the fields that calibrations are found by."""
     d = record.cell["deployment"]
     return {
         "id": record.deployment_id, "study": record.study, "model": d["model"]["name"], "shape": d["model"]["shape"],

@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qmeter.errors import AnalysisError
-from qmeter.record import CellStatus, Record, RecordKind
-from qmeter.simulate.calibrate import FEW, Tables, before_mixed, device_of
+from qmeter.record import Record
+from qmeter.simulate.calibrate import FEW, Tables, before_mixed, deployment_of
 from qmeter.simulate.calibration import Calibration
 from qmeter.simulate.observe import Observed, observed_steps
+from qmeter.simulate.validate import usable
 
 F64 = NDArray[np.float64]
 
@@ -63,9 +64,9 @@ def host_pace(calibrations: Sequence[Calibration], records: Sequence[Record], ta
     """
     known = {_key(c.deployment): c for c in calibrations}
     logs, cells, why = [], [], _lacking([c.deployment for c in calibrations], records)
-    for record in records:
-        mine = known.get(_key(_deployment(record)))
-        if mine is None or not _counts(record):
+    for record in usable(records):
+        mine = known.get(_key(deployment_of(record)))
+        if mine is None:
             continue
         try:
             ratio = _ratio(mine, observed_steps(tables(record)))
@@ -113,13 +114,13 @@ def require_shared(measured: Sequence[Record], there: Sequence[Record], where: s
     Raises:
         AnalysisError: none of ``there`` is a valid measured cell of one of them.
     """
-    if why := _lacking([_deployment(r) for r in measured], there):
+    if why := _lacking([deployment_of(r) for r in measured], there):
         raise _fault(where, why)
 
 
 def _lacking(deployments: Sequence[dict[str, Any]], records: Sequence[Record]) -> str:
     """Why no record can be compared with any of the deployments; empty: one can."""
-    valid = [_deployment(r) for r in records if _counts(r)]
+    valid = [deployment_of(r) for r in usable(records)]
     if not valid:
         return "it has no valid measured cell"
     known = {_key(d) for d in deployments}
@@ -133,16 +134,6 @@ def _fault(where: str, why: str) -> AnalysisError:
     return AnalysisError(f"{where} does not show its host's pace: {why}",
                          hint="measure one of the calibrated deployments there, under a load that prefills beside "
                          "decodes (a poisson load for 15 s does)")  # fmt: skip
-
-
-def _counts(record: Record) -> bool:
-    return record.status is CellStatus.OK and record.kind is RecordKind.MEASURED
-
-
-def _deployment(record: Record) -> dict[str, Any]:
-    d = record.cell["deployment"]
-    return {"shape": d["model"]["shape"], "method": d["method"], "engine": d["engine"]["name"],
-            "device": device_of(record), "parallelism": d["parallelism"]}  # fmt: skip
 
 
 def _key(deployment: dict[str, Any]) -> str:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import cache
 from pathlib import Path
 
 from qmeter import __version__
+from qmeter.simulate.jit import digest
 
 
 @cache
 def simulator_hash() -> str:
-    """Hash of the simulator's code, of the catalog that its fits start from, and of qMeter's version."""
-    made = hashlib.sha256(__version__.encode())
+    """qMeter's version, and a hash of the simulator's code and of the catalog that its fits start from."""
     own = Path(__file__).parents[1]
-    for path in (p for part in ("simulate", "catalog") for p in sorted((own / part).glob("*.py"))):
-        made.update(path.name.encode())
-        made.update(path.read_bytes())
-    return made.hexdigest()[:32]
+    return f"{__version__}-{digest(p for part in ('simulate', 'catalog') for p in sorted((own / part).glob('*.py')))}"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from qmeter.errors import AnalysisError
-from qmeter.record import Record
-from qmeter.simulate.calibrate import device_of, replicas_of
+from qmeter.simulate.calibrate import deployment_of, replicas_of
 from qmeter.simulate.calibration import Calibration, find, load_calibrations
 from qmeter.simulate.heldout import calibrate_checked, with_peers
 from qmeter.simulate.validate import by_deployment, cached
@@ -30,9 +28,9 @@ def calibrations_of(source: str, **wanted: str | None) -> list[Calibration]:
     results = open_results(source)
     groups = by_deployment(results.records())
     asked = {k: v for k, v in wanted.items() if v is not None}
-    picked = [g for g in groups if all(named(g[0])[k] == v for k, v in asked.items())]
+    picked = [g for g in groups if all(deployment_of(g[0])[k] == v for k, v in asked.items())]
     if not picked:
-        known = sorted({f"{n['model']}/{n['method']}/{n['engine']}" for n in (named(g[0]) for g in groups)})
+        known = sorted({f"{n['model']}/{n['method']}/{n['engine']}" for n in (deployment_of(g[0]) for g in groups)})
         raise AnalysisError(
             f"{source} has no valid measured deployment with {', '.join(f'{k} {v}' for k, v in asked.items()) or 'it'}",
             hint=f"there are: {', '.join(known) or 'none'}",
@@ -40,10 +38,3 @@ def calibrations_of(source: str, **wanted: str | None) -> list[Calibration]:
     alone = [g for g in picked if replicas_of(g[0]) == 1]
     tables = cached(results.tables)
     return with_peers([calibrate_checked(group, tables) for group in alone or picked])
-
-
-def named(record: Record) -> Mapping[str, str]:
-    """The deployment fields that calibrations are found by."""
-    d = record.cell["deployment"]
-    return {"model": d["model"]["name"], "shape": d["model"]["shape"], "method": d["method"],
-            "engine": d["engine"]["name"], "device": device_of(record)}  # fmt: skip

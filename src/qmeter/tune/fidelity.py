@@ -13,7 +13,7 @@ from qmeter.errors import AnalysisError, QMeterError
 from qmeter.record import Record
 from qmeter.simulate import Calibration, calibrate, load_calibrations
 from qmeter.simulate.calibrate import device_of
-from qmeter.simulate.carry import Target, carry, distance, fit_records, load_physics
+from qmeter.simulate.carry import Target, carry, distance, fit_records, load_physics, with_joules_of
 from qmeter.simulate.knobs import with_knobs
 from qmeter.simulate.load import SimLoad, load_of
 from qmeter.simulate.physics import PhysicsFit
@@ -142,8 +142,7 @@ def _under_knobs(tuning: Tuning, point: Point, calibration: Calibration) -> Cali
 def _carried(kind: Kind, known: Known) -> Calibration:
     """A calibration moved by the physics form from the nearest.
 
-    The form predicts no energy: the neighbour's joules and power cap stand in where only the method differs. The cap
-    then saves energy and costs hardly any time, since the form does not know what a clock divides.
+    The form predicts no energy: the neighbour's stands in where only the method differs.
     """
     tp, pp, dp = kind.degrees
     if known.physics is None or pp > 1 or dp > 1:
@@ -158,8 +157,7 @@ def _carried(kind: Kind, known: Known) -> Calibration:
     near = min(known.found, key=lambda c: distance(c, target(c)))
     moved = carry(known.physics, near, target(near))
     alike = kind._replace(method=str(near.deployment["method"])).fits(_of(near))
-    stands_in = ("energy", "energy_series", "energy_draws", "launch_idle", "power_cap_w", "why_no_cap")
-    return moved.model_copy(update={name: getattr(near, name) for name in stands_in} if alike else {})
+    return with_joules_of(moved, near) if alike else moved
 
 
 def screen(
