@@ -85,13 +85,13 @@ def test_on_one_gpu_what_needs_two_waits() -> None:
     assert any("no other deployment" in (why or "") for why in waits.values())
 
 
-@pytest.mark.parametrize("name", ["8b_grid", "application", "models", "refusals", "roads"])
+@pytest.mark.parametrize("name", ["h200_8b_grid", "application", "h200_models", "h200_refusals", "h200_roads"])
 def test_the_next_campaign_meets_its_bars_by_plan(name: str) -> None:
-    path = STUDIES / f"h200_{name}.yaml"
+    path = STUDIES / f"{name}.yaml"
     study, warnings = open_study(path, host(1, "h200"))
     assert not {w.kind for w in warnings} & {"short_energy_window", "repeats_differ"}, warnings
     whole = totals(plan_study(study, host(1, "h200")), 1)
-    if name != "refusals":  # which never measures
+    if name != "h200_refusals":  # which never measures
         assert whole.share >= 0.60
 
 
