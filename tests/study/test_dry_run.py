@@ -85,12 +85,19 @@ def test_on_one_gpu_what_needs_two_waits() -> None:
     assert any("no other deployment" in (why or "") for why in waits.values())
 
 
-@pytest.mark.parametrize("name", ["h200_8b_grid", "application", "h200_models", "h200_refusals", "h200_roads"])
-def test_the_next_campaign_meets_its_bars_by_plan(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "gpus"),
+    [
+        *[(f"h200_{name}", 1) for name in ("8b_grid", "models", "refusals", "roads")],
+        ("application", 2),
+        ("models_side_by_side", 4),
+    ],
+)
+def test_the_next_campaign_meets_its_bars_by_plan(name: str, gpus: int) -> None:
     path = STUDIES / f"{name}.yaml"
-    study, warnings = open_study(path, host(1, "h200"))
+    study, warnings = open_study(path, host(gpus, "h200"))
     assert not {w.kind for w in warnings} & {"short_energy_window", "repeats_differ"}, warnings
-    whole = totals(plan_study(study, host(1, "h200")), 1)
+    whole = totals(plan_study(study, host(gpus, "h200")), gpus)
     if name != "h200_refusals":  # which never measures
         assert whole.share >= 0.60
 
