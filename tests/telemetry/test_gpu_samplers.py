@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -224,3 +226,44 @@ def test_a_deployments_sampler_reads_its_own_gpus_only():
         assert {i.name.partition(".")[0] for i in sampler.series()} == {"gpu1", "gpu3"}
         sampler.close()
     assert card.alive == 0 and card.samples == 0
+
+
+def test_gpm_is_asked_by_one_thread_at_a_time():
+    # GIVEN four samplers in threads of their own, as deployments side by side have them, and a driver that must not be
+    # asked twice at once (NVML of driver 580 ended the process by a segmentation fault)
+    card, inside, most = FakeNvml(), [0], [0]
+
+    def entered(call):
+        def wrapped(*args):
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+            time.sleep(0.0005)
+            try:
+                return call(*args)
+            finally:
+                inside[0] -= 1
+
+        return wrapped
+
+    for name in ("nvmlGpmSampleAlloc", "nvmlGpmSampleGet", "nvmlGpmMetricsGet", "nvmlGpmSampleFree"):
+        setattr(card, name, entered(getattr(card, name)))
+
+    def lane():
+        sampler = GpmSampler(card)
+        for _ in range(20):
+            sampler.read()
+        sampler.close()
+
+    threads = [threading.Thread(target=lane) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    # THEN no two calls overlapped, and every sample was given back
+    assert most[0] == 1 and card.samples == 0
+
+
+def test_a_closed_gpm_sampler_reads_nothing():
+    sampler = GpmSampler(FakeNvml())
+    sampler.close()
+    assert sampler.read() == {}

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qmeter.record import SeriesInfo
-from qmeter.telemetry.nvml import Gpus, open_gpus
+from qmeter.telemetry.nvml import ONE_AT_A_TIME, Gpus, open_gpus
 
 ABSENT = "gpm.devices"
 MIB = float(2**20)
@@ -65,8 +65,9 @@ class GpmSampler:
         self._pairs: dict[str, list[Any]] = {}
         self._kept_s: dict[str, float] = {}
         self._gaps: dict[str, str] = {}
-        for gpu, handle in self._gpus.handles:
-            self._open(gpu, handle)
+        with ONE_AT_A_TIME:
+            for gpu, handle in self._gpus.handles:
+                self._open(gpu, handle)
 
     def series(self) -> tuple[SeriesInfo, ...]:
         """Every metric of every GPU, or its gap."""
@@ -86,9 +87,10 @@ class GpmSampler:
     def read(self) -> Mapping[str, float]:
         """Means since the reading before; empty at the first, and for a GPU whose counters have no news."""
         values: dict[str, float] = {}
-        for gpu, handle in self._gpus.handles:
-            if gpu in self._pairs:
-                values |= self._read(gpu, handle)
+        with ONE_AT_A_TIME:
+            for gpu, handle in self._gpus.handles:
+                if gpu in self._pairs:
+                    values |= self._read(gpu, handle)
         return values
 
     def narrow(self, gpus: Collection[str]) -> None:
@@ -98,11 +100,12 @@ class GpmSampler:
     def close(self) -> None:
         """Free the samples and let NVML go."""
         nvml = self._gpus.nvml
-        for pair in self._pairs.values():
-            for sample in pair:
-                if sample is not None:
-                    nvml.nvmlGpmSampleFree(sample)
-        self._pairs = {}
+        with ONE_AT_A_TIME:
+            for pair in self._pairs.values():
+                for sample in pair:
+                    if sample is not None:
+                        nvml.nvmlGpmSampleFree(sample)
+            self._pairs = {}
         if nvml is not None:
             nvml.nvmlShutdown()
         self._gpus = Gpus(gap="closed")

@@ -9,12 +9,16 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from qmeter.record import SeriesInfo
 
+ONE_AT_A_TIME = threading.Lock()
+"""Held while readings are probed and around every GPM call: where four threads each had a GPU of its own, NVML (driver
+580) ended the process in GPM's metrics, and answered "Not Supported" for NVLink counters that it had a moment later."""
 ABSENT = "nvml.devices"
 """The series that carries the gap where NVML shows no device (a ``gpu0`` series would claim that there is one)."""
 POWER_INSTANT_FIELD = 186
@@ -143,9 +147,10 @@ class NvmlSampler:
         self._infos: list[SeriesInfo] = []
         if self._gpus.gap:
             self._infos.append(SeriesInfo(name=ABSENT, unit="1", source="NVML", gap=self._gpus.gap))
-        for gpu, handle in self._gpus.handles:
-            for reading in READINGS:
-                self._probe(gpu, handle, reading)
+        with ONE_AT_A_TIME:
+            for gpu, handle in self._gpus.handles:
+                for reading in READINGS:
+                    self._probe(gpu, handle, reading)
 
     def series(self) -> tuple[SeriesInfo, ...]:
         """Every reading of every GPU, or its gap."""
