@@ -14,7 +14,7 @@ from qmeter.analysis.interference import interference, ratio
 from qmeter.analysis.points import key_of
 from qmeter.analysis.summary import StudySummary, summarise
 from qmeter.record import Quantity, Record
-from qmeter.report import parallelism, write_report
+from qmeter.report import devices, parallelism, write_report
 from qmeter.report.hardware import load_cells
 from qmeter.report.palette import REFERENCE, styles
 from qmeter.report.pictures import all_labels, pareto_charts
@@ -50,6 +50,36 @@ def test_alone_and_side_by_side_are_never_one_point(summary: StudySummary, recor
             assert {bool(r.neighbours) for r in mine} == {d.key.beside}
     assert not any(c.deployment.key.beside for r in summary.recommendations for c in r.candidates)
     assert not any(p.key.beside for s in summary.pareto for p in s.points)
+
+
+def test_what_only_ever_ran_side_by_side_is_compared_and_says_so(records: list[Record]) -> None:
+    # GIVEN a study in which FP8 never ran alone
+    some = [r for r in records if r.neighbours or r.cell["deployment"]["method"] == "bf16"]
+    found = summarise(some, reference="bf16")
+    # THEN it stands in recommendations and pictures under a label that says so, BF16 as it ran alone, with a caveat
+    labels = {c.deployment.key.label for r in found.recommendations for c in r.candidates}
+    assert "fp8 side by side" in labels and "bf16" in labels and "bf16 side by side" not in labels
+    assert "fp8 side by side" in all_labels(found)[0]
+    assert any("ran on the host" in c and "fp8 side by side" in c for r in found.recommendations for c in r.caveats)
+    assert any("fp8 side by side" in row.label for g in groups(found, Notes()) for row in g.rows)
+
+
+def test_devices_are_compared_though_one_was_shared(records: list[Record]) -> None:
+    # GIVEN BF16 alone on one device, and only side by side on another
+    alone = [r for r in records if not r.neighbours and r.cell["deployment"]["method"] == "bf16"]
+    other = [
+        r.model_copy(update={"cell": {**r.cell, "deployment": {**r.cell["deployment"], "device": "a100-80g"}}})
+        for r in records
+        if r.neighbours and r.cell["deployment"]["method"] == "bf16"
+    ]
+    rows = devices.comparison(summarise([*alone, *other], reference="bf16")).rows
+    assert rows and all("(side by side)" in str(row[4]) for row in rows)
+
+
+def test_labels_are_silent_where_everything_ran_side_by_side(records: list[Record]) -> None:
+    found = summarise([r for r in records if r.neighbours], reference="bf16")
+    assert {d.key.label for d in found.deployments} == {"bf16", "fp8"} and all(d.key.beside for d in found.deployments)
+    assert all(any("not known: all" in c for c in r.caveats) for r in found.recommendations)
 
 
 def test_more_gpus_are_not_recommended_where_fewer_keep_the_slo(summary: StudySummary) -> None:

@@ -42,7 +42,7 @@ class DeploymentKey:
 
     ``qualifier`` names the engine and the device where the records hold several, ``knobs`` what the engine was set to
     where that differs; ``beside``: measured while other deployments ran on other GPUs of the host, which is never the
-    same point as alone.
+    same point as alone (``all_beside``: every deployment of the records was, so that no label need say it).
     """
 
     model: str
@@ -54,6 +54,7 @@ class DeploymentKey:
     qualifier: str = ""
     beside: bool = False
     knobs: str = ""
+    all_beside: bool = False
 
     @property
     def gpus(self) -> int:
@@ -63,7 +64,8 @@ class DeploymentKey:
     @property
     def label(self) -> str:
         """Method, parallelism where it is not 1, side by side, qualifier, knobs, and a mark where it is simulated."""
-        parts = [self.method, self.parallelism, "side by side" if self.beside else "", self.qualifier, self.knobs]
+        placed = "side by side" if self.beside and not self.all_beside else ""
+        parts = [self.method, self.parallelism, placed, self.qualifier, self.knobs]
         parts.append("(simulated)" if self.kind is RecordKind.SIMULATED else "")
         return " ".join(p for p in parts if p)
 
@@ -145,6 +147,14 @@ class Deployment:
     notes: tuple[str, ...]
 
 
+def compared(deployments: Iterable[Deployment]) -> list[Deployment]:
+    """Those that stand beside each other in recommendations and curves: one that also ran alone counts as it ran alone,
+    one that only ever ran side by side with others counts as that (its label says so)."""
+    rows = list(deployments)
+    alone = {d.key for d in rows if not d.key.beside}
+    return [d for d in rows if not d.key.beside or replace(d.key, beside=False) not in alone]
+
+
 def qualified(records: Sequence[Record]) -> list[DeploymentKey]:
     """Each record's key, told apart by engine or device where its model has several, and by the engine's knobs where
     they differ: two settings of one method are never repeats of each other."""
@@ -158,10 +168,12 @@ def qualified(records: Sequence[Record]) -> list[DeploymentKey]:
         names = dict.fromkeys(name for own in mine for name in own)
         differing[model, engine] = [n for n in names if len({own.get(n, "default") for own in mine}) > 1]
     out = []
+    measured = [k.beside for k, r in zip(keys, records, strict=True) if r.status is not CellStatus.FAILED]
+    all_beside = bool(measured) and all(measured)
     for key, own in zip(keys, knobs, strict=True):
         where = " ".join(f"on {getattr(key, part)}" for part in several[key.model])
         how = " ".join(f"{name}={own.get(name, 'default')}" for name in differing[key.model, key.engine])
-        out.append(replace(key, qualifier=where, knobs=how))
+        out.append(replace(key, qualifier=where, knobs=how, all_beside=all_beside))
     return out
 
 

@@ -174,6 +174,9 @@ def recommend(
     choice = groups[0][0] if groups[0] else None
     second = groups[1][0] if len(groups) > 1 else None
     lost = _separator(choice, second, [s.criterion for s in steps[1:] if not s.skipped]) if choice and second else None
+    if shared := [c.deployment.key for c in found if c.deployment.key.beside]:
+        whom = "all" if shared[0].all_beside else ", ".join(k.label for k in shared)
+        caveats.append(f"measured while other deployments ran on the host, at a cost that is not known: {whom}")
     caveats += _caveats(choice, slo, steps)
     top = max((p.load.value for p in points), default=0.0)
     return Recommendation(

@@ -15,6 +15,7 @@ from qmeter.analysis.points import (
     Point,
     Problem,
     Ratios,
+    compared,
     group,
     per_gpu,
     qualified,
@@ -63,6 +64,11 @@ class StudySummary:
     valid_cells: int
     labels: Mapping[str, str]
 
+    @property
+    def compared(self) -> list[Deployment]:
+        """The deployments that recommendations and curves are of (:func:`qmeter.analysis.points.compared`)."""
+        return compared(self.deployments)
+
     def families(self, model: str) -> list[str]:
         """The families of workloads measured on a model, in order of first appearance."""
         return list(dict.fromkeys(p.family for d in self.deployments if d.key.model == model for p in d.points))
@@ -90,14 +96,14 @@ def summarise(
     ratios = cell_ratios(loaded, confidence) if loaded else None
     deployments, problems = group(rows, confidence)
     deployments = _with_reference(deployments, reference)
-    alone = [d for d in deployments if not d.key.beside]
-    pairs = [(m, f) for m in dict.fromkeys(d.key.model for d in deployments) for f in _families(alone, m)]
+    own = compared(deployments)
+    pairs = [(m, f) for m in dict.fromkeys(d.key.model for d in deployments) for f in _families(own, m)]
     return StudySummary(
         studies=tuple(dict.fromkeys(r.study for r in rows)),
         deployments=tuple(deployments),
         problems=tuple(problems),
-        pareto=tuple(pareto_set(alone, m, f, ratios) for m, f in pairs),
-        recommendations=tuple(recommend(alone, m, f, tolerance=tolerance, ratios=ratios) for m, f in pairs),
+        pareto=tuple(pareto_set(own, m, f, ratios) for m, f in pairs),
+        recommendations=tuple(recommend(own, m, f, tolerance=tolerance, ratios=ratios) for m, f in pairs),
         cells=len(rows),
         valid_cells=len(rows) - len(problems),
         labels={r.cell_id: k.label for r, k in zip(rows, qualified(rows), strict=True)},
@@ -133,13 +139,13 @@ def pareto_set(deployments: list[Deployment], model: str, family: str, ratios: R
     mine = [(d, p) for d in deployments if d.key.model == model and (p := best_point(d, family)) is not None]
     performance = "goodput_hz" if any(p.slo for _, p in mine) else "throughput_tok_s"
     shared = counts_per_gpu(performance, (d.key.gpus for d, _ in mine))
-    compared = [per_gpu(p, performance) if shared else p for _, p in mine]
+    shown = [per_gpu(p, performance) if shared else p for _, p in mine]
     wanted = (
         Axis(performance, Better.HIGHER, shared),
         Axis("j_per_output_token", Better.LOWER),
         Axis("ppl_ratio", Better.LOWER),
     )
-    rows = [{a.name: _objective(d, p, a.name) for a in wanted} for (d, _), p in zip(mine, compared, strict=True)]
+    rows = [{a.name: _objective(d, p, a.name) for a in wanted} for (d, _), p in zip(mine, shown, strict=True)]
     axes = tuple(a for a in wanted if any(r[a.name].known for r in rows))
     left_out = {a.name: rows[0][a.name].why or "unknown" for a in wanted if rows and a not in axes}
     loads = [[p for p in d.points if p.family == family] for d, _ in mine]
@@ -148,7 +154,7 @@ def pareto_set(deployments: list[Deployment], model: str, family: str, ratios: R
         return [
             relation(rows[i][a.name], rows[j][a.name], a.better)
             if a.name == "ppl_ratio"
-            else stand(compared[i], compared[j], a.name, a.better, (loads[i], loads[j]), ratios)
+            else stand(shown[i], shown[j], a.name, a.better, (loads[i], loads[j]), ratios)
             for a in axes
         ]
 

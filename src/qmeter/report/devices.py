@@ -23,13 +23,15 @@ def devices(summary: StudySummary) -> list[str]:
 def comparison(summary: StudySummary) -> Table:
     """A row a quantity, method and load that two devices share: both values, and the change from the first device.
 
-    Loads are the same where name, lengths, arrival law and rate are.
+    Loads are the same where name, lengths, arrival law and rate are. Where a deployment only ever ran side by side with
+    others, its device says so.
     """
     points: dict[tuple[DeploymentKey, str, str, float], dict[str, Point]] = {}
-    for d in summary.deployments:
-        for p in d.points if not d.key.beside else ():
-            alike = (replace(d.key, device="", qualifier=""), p.family, p.workload, p.load.value)
-            points.setdefault(alike, {})[d.key.device] = p
+    for d in summary.compared:
+        device = f"{d.key.device} (side by side)" if d.key.beside else d.key.device
+        for p in d.points:
+            alike = (replace(d.key, device="", qualifier="", beside=False), p.family, p.workload, p.load.value)
+            points.setdefault(alike, {})[device] = p
     rows = []
     for (key, _, workload, _), found in points.items():
         first, *others = found

@@ -222,8 +222,8 @@ def quality_chart(
 def all_labels(summary: StudySummary) -> tuple[list[str], list[str], list[str]]:
     """``(labels, references, methods)`` of every deployment in a chart, in order of first appearance.
 
-    Those measured side by side with others are in tables of their own, never in a curve.
+    What was measured alone and side by side with others is in a table of its own, and in curves as it was alone.
     """
-    mine = {d.key.label: d for d in summary.deployments if not d.key.beside}
+    mine = {d.key.label: d for d in summary.compared}
     references = [label for label, d in mine.items() if d.is_reference]
     return list(mine), references, [d.key.method for d in mine.values()]

@@ -90,7 +90,7 @@ def groups(summary: StudySummary, notes: Notes) -> list[GroupView]:
 
 
 def _group(summary: StudySummary, r: Recommendation, pareto: ParetoSet, notes: Notes) -> GroupView:
-    mine = [d for d in summary.deployments if d.key.model == r.model and not d.key.beside]
+    mine = [d for d in summary.compared if d.key.model == r.model]
     common = common_workload(mine, r.family)
     at = load_text(common.load) if common else "no load"
     order = _order(mine, r)

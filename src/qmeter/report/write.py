@@ -95,7 +95,7 @@ def _charts(
     itl_note = ""
     models = []
     for group in made:
-        mine = [d for d in summary.deployments if d.key.model == group.model and not d.key.beside]
+        mine = [d for d in summary.compared if d.key.model == group.model]
         r = group.recommendation
         charts["pareto"] += pictures.pareto_charts(group.pareto, mine, looks)
         charts["load"] += pictures.load_charts(r, mine, looks)
