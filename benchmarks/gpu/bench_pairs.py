@@ -231,6 +231,19 @@ def split(runs: Sequence[Run], clients_s: float | None, client: str = TEXT) -> S
     return Split(total, sending, engine, inside - engine, outside, clients_s, rest)
 
 
+def tpot_split(runs: Sequence[Run]) -> dict[str, float] | None:
+    """The TPOT difference (qMeter, text, minus bench), and how much of it the engine's own histogram shows.
+
+    The rest is the clients'. Units: s, means over the rounds that both ran; ``None`` where the engine did not tell.
+    """
+    same = rounds(runs, TEXT, BENCH)
+    if not same or not all("tpot_s" in r.engine for pair in same for r in pair):
+        return None
+    total = float(np.mean([np.nanmean(a.tpot_s) - np.nanmean(b.tpot_s) for a, b in same]))
+    engine = float(np.mean([a.engine["tpot_s"] - b.engine["tpot_s"] for a, b in same]))
+    return {"total": total, "engine": engine, "clients": total - engine}
+
+
 def _wire_difference(same: Sequence[tuple[Run, Run]]) -> float | None:
     """Mean over rounds of (first client's TTFT − the wire's) − (second's); ``None`` where a run had no tap."""
     each = [[wire_error([r]) for r in pair] for pair in same]
@@ -294,6 +307,7 @@ def summary(runs: Sequence[Run], truth: str) -> dict[str, Any]:
         out.append({
             "server": server, "rate_hz": rate,
             **{k: v.as_json() if v else None for k, v in found.items()},
+            "tpot_split": tpot_split(mine),
             "split": parted.as_json() if parted else None, "split_ids": parted_ids.as_json() if parted_ids else None,
             "by_round": [
                 {"round": a.round, "ttft_s": float(np.nanmean(a.ttft_intended_s) - np.nanmean(b.ttft_s)),
@@ -344,10 +358,14 @@ def table(found: Mapping[str, Any]) -> str:
             ("ttft_text_against_ids", "TTFT: qMeter text, ids", None),
         ):  # fmt: skip
             lines.append(_line(title, row[key], bar))
-        for key, title in (("split", "text"), ("split_ids", "ids")):
+        for key, title in (
+            ("tpot_split", "TPOT split, text"),
+            ("split", "TTFT split, text"),
+            ("split_ids", "TTFT split, ids"),
+        ):
             if parts := row[key]:
                 told = ", ".join(f"{n} {_ms(v)}" for n, v in parts.items())
-                lines.append(f"  TTFT split, {title} - bench (ms): {told}")
+                lines.append(f"  {title} - bench (ms): {told}")
         each = "; ".join(f"#{r['round']} TTFT {_ms(r['ttft_s'])}, TPOT {_ms(r['tpot_s'])}" for r in row["by_round"])
         lines.append(f"  text - bench by round (ms): {each or 'none'}")
         noise = "; ".join(f"{c} {' '.join(_ms(v) for v in row['noise_ttft_s'][c]) or '-'}" for c in CLIENTS)
