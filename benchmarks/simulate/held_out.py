@@ -22,7 +22,7 @@ from qmeter.simulate.spread import Cores
 from qmeter.simulate.validate import Comparison, by_deployment, cached, compare, leave_one_out, load_name, scores
 from qmeter.store import open_results
 
-PROFILES = ("h200-8b-grid", "h200-70b", "h200-models", "h100-x2-8b-parallelism")
+PROFILES = ("h200-8b-grid", "h200-70b", "h200-models", "h100-x2-8b-parallelism", "h100-models")
 SHOWN = ("tpot_mean_s", "ttft_p50_s", "ttft_p99_s", "throughput_tok_s", "j_per_output_token", "power_mean_w")
 
 
