@@ -174,6 +174,17 @@ def test_overload_misses_the_slo_whatever_the_window_showed() -> None:
     assert verdict(q99, None, overloaded=False) is SLOVerdict.UNKNOWN
 
 
+def test_what_has_no_cell_at_the_higher_load_may_do_better_and_that_is_said() -> None:
+    # GIVEN two methods that keep the SLO at 8/s, one whose cell there is invalid, and one that misses it there
+    found = decide(
+        record("bf16", 4), record("bf16", 8), record("fp8", 4), record("fp8", 8, status=CellStatus.INVALID),
+        record("w4a16", 4), record("w4a16", 8, attained=0.2),
+    ).recommendations[0]  # fmt: skip
+    assert [k.method for k in found.cut_short] == ["fp8"]
+    assert any("may do better: fp8" in c for c in found.caveats)
+    assert decide(record("bf16", 4), record("bf16", 8)).recommendations[0].cut_short == ()
+
+
 def test_failed_and_invalid_cells_are_listed_and_give_no_numbers() -> None:
     made = decide(
         record("ref"),

@@ -12,7 +12,7 @@ from functools import partial
 
 from qmeter.analysis.compare import Relation, bounds, counts_per_gpu, relation
 from qmeter.analysis.metrics import Better
-from qmeter.analysis.points import Deployment, Point, Ratios, SLOVerdict, per_gpu, stand
+from qmeter.analysis.points import Deployment, DeploymentKey, Point, Ratios, SLOVerdict, per_gpu, stand
 from qmeter.record import Quantity
 from qmeter.spec.workload import SLO
 
@@ -107,6 +107,8 @@ class Recommendation:
         at_limit: whether the choice kept the SLO at the highest load that was tried: its limit was not seen.
         caveats: what a reader must know, in plain words.
         candidates: every deployment, ruled out or not.
+        cut_short: those that kept the SLO at the highest load of which they have a usable cell, where others have a
+            higher one.
     """
 
     model: str
@@ -121,6 +123,7 @@ class Recommendation:
     at_limit: bool
     caveats: tuple[str, ...]
     candidates: tuple[Candidate, ...]
+    cut_short: tuple[DeploymentKey, ...] = ()
 
 
 _BETTER = {
@@ -177,8 +180,11 @@ def recommend(
     if shared := [c.deployment.key for c in found if c.deployment.key.beside]:
         whom = "all" if shared[0].all_beside else ", ".join(k.label for k in shared)
         caveats.append(f"measured while other deployments ran on the host, at a cost that is not known: {whom}")
-    caveats += _caveats(choice, slo, steps)
     top = max((p.load.value for p in points), default=0.0)
+    cut_short = tuple(c.deployment.key for c in found if slo and _cut_short(c, family, top))
+    if short := ", ".join(k.label for k in cut_short):
+        caveats.append(f"no usable cell above the load at which they keep the SLO, so that they may do better: {short}")
+    caveats += _caveats(choice, slo, steps)
     return Recommendation(
         model=model,
         family=family,
@@ -192,7 +198,13 @@ def recommend(
         at_limit=bool(choice and choice.point and slo and choice.point.load.value >= top),
         caveats=tuple(caveats),
         candidates=tuple(found),
+        cut_short=cut_short,
     )
+
+
+def _cut_short(c: Candidate, family: str, top: float) -> bool:
+    seen = max((p.load.value for p in c.deployment.points if p.family == family), default=0.0)
+    return c.point is not None and c.point.load.value >= seen and seen < top
 
 
 def _ruled_out(c: Candidate) -> Candidate:

@@ -170,8 +170,9 @@ def _slo_cell(d: Deployment, r: Recommendation) -> CellView:
     kept = [p for p in d.points if p.family == r.family and p.verdict.counts]
     if kept:
         top = max(kept, key=lambda p: p.load.value)
-        noise = "within noise" if top.verdict is SLOVerdict.LIKELY else ""
-        return CellView(load_text(top.load), interval=noise, sort=top.load.value, tone="good")
+        said = ["within noise"] if top.verdict is SLOVerdict.LIKELY else []
+        said += ["nothing above it measured"] if d.key in r.cut_short else []
+        return CellView(load_text(top.load), interval="; ".join(said), sort=top.load.value, tone="good")
     mine = [p for p in d.points if p.family == r.family]
     text = "at no load" if mine else "not measured"
     return CellView(text, sort=-1.0, tone="bad")
