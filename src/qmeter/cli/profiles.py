@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,8 +13,8 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from qmeter.record import Record
-from qmeter.spec.study import NAME, Study
+from qmeter.record import CellStatus, Record
+from qmeter.spec.study import NAME
 from qmeter.store import ProfileInfo, StudyStore, list_profiles, open_results, write_profile
 from qmeter.store.intake import require_sound
 from qmeter.store.profile import Profile, added_root, copy_profile
@@ -43,7 +44,8 @@ def _add(folder: Path, name: str | None, with_tokens: bool) -> None:
         raise typer.BadParameter("a name has letters, digits, dots, dashes and underscores", param_hint="--name")
     source = open_results(str(folder)) if (folder / "study.json").is_file() else Profile(folder)
     study = source.study
-    found = require_sound(study, source.records(), str(folder))
+    records = source.records()
+    found = require_sound(study, records, str(folder))
     target = added_root() / (name or study.name)
     if isinstance(source, StudyStore):
         write_profile(source, target, with_tokens=with_tokens)
@@ -54,15 +56,17 @@ def _add(folder: Path, name: str | None, with_tokens: bool) -> None:
         typer.echo(f"  {what}: {text}")
     for doubt in found.doubts:
         typer.secho(f"warning: {doubt}", fg="yellow", err=True)
-    shared = {p.name: _shared_methods(p, study) for p in list_profiles() if p.name != target.name}
+    mine = _measured(records)
+    shared = {p.name: len(_measured(Profile(p.folder).records()) & mine) for p in list_profiles()}
+    shared.pop(target.name, None)
     if any(shared.values()):
         typer.echo(f"to compare: qmeter report {max(shared, key=lambda name: shared[name])} {target.name}")
 
 
-def _shared_methods(info: ProfileInfo, study: Study) -> int:
-    """How many of the study's methods a profile has; none where it has none of its models."""
-    other, shapes = Profile(info.folder).study, {m.shape for m in study.models}
-    return len({*other.methods} & {*study.methods}) if any(m.shape in shapes for m in other.models) else 0
+def _measured(records: Iterable[Record]) -> set[tuple[str, str, str]]:
+    """Shape, method and load of every valid cell: what two devices can be compared on."""
+    cells = [r.cell for r in records if r.status is CellStatus.OK]
+    return {(c["deployment"]["model"]["shape"], c["deployment"]["method"], c["workload"]["name"]) for c in cells}
 
 
 def _list(as_json: bool) -> None:
