@@ -10,6 +10,7 @@ from qmeter.simulate import calibrate, load_calibrations, predict, save
 from qmeter.simulate.heldout import calibrate_checked, half_width, held_out_errors, log_errors, width, with_peers
 from qmeter.simulate.predict import interval
 from qmeter.simulate.validate import leave_one_out
+from qmeter.spec.workload import SLO
 
 LOADS = (workload({"kind": "poisson", "rate": "2/s"}), workload({"kind": "poisson", "rate": "6/s"}),
          workload({"kind": "closed", "concurrency": 24}))  # fmt: skip
@@ -85,6 +86,34 @@ def test_an_interval_is_never_narrower_than_the_errors(records, checked):
     spec = workload({"kind": "poisson", "rate": "4/s"})
     found = predict(wide, spec, draws=4, allow_extrapolation=True).metrics["tpot_mean_s"]
     assert found.high / found.value == pytest.approx(np.exp(0.5 * t_quantile(0.95, 3)), rel=1e-6)
+
+
+@pytest.mark.parametrize(("ttft", "narrow"), [("5s", True), ("median", False)])
+def test_goodput_is_as_uncertain_as_the_promise_is_near(checked, ttft, narrow):
+    """GIVEN a deployment whose saturated load once came out far off in goodput, latencies known within some 20% THEN
+    a load that keeps its promise by far keeps it for sure, one near it does not; neither is more than what is asked."""
+    off = {"goodput_hz": (3.0, 3.0, 3.0), "ttft_p90_s": (0.1, 0.1, 0.1), "tpot_p90_s": (0.1, 0.1, 0.1)}
+    known = checked.model_copy(update={"held_out": checked.held_out | off})
+    spec = workload({"kind": "poisson", "rate": "4/s"})
+    if ttft == "median":
+        ttft = f"{predict(checked, spec, draws=3, allow_extrapolation=True).metrics['ttft_p50_s'].value * 1e3:.3f}ms"
+    spec = spec.model_copy(update={"slo": SLO.model_validate({"ttft": ttft})})
+    found = predict(known, spec, draws=4, allow_extrapolation=True).metrics
+    goodput, share = found["goodput_hz"], found["slo_attainment"]
+    asked = goodput.value / share.value
+    assert share.low <= share.value <= share.high <= 1.0 and goodput.high <= asked * (1 + 1e-9)
+    assert goodput.low / asked == pytest.approx(share.low) and goodput.high / asked == pytest.approx(share.high)
+    assert (share.low > 0.99) if narrow else (share.high - share.low > 0.3)
+
+
+def test_a_closed_loops_goodput_is_off_by_its_rates_error_too(checked):
+    off = {"request_rate_hz": (0.2, 0.2, 0.2)}
+    known = checked.model_copy(update={"held_out": off})
+    spec = workload({"kind": "closed", "concurrency": 12})
+    spec = spec.model_copy(update={"slo": SLO.model_validate({"ttft": "60s"})})
+    found = predict(known, spec, draws=4, allow_extrapolation=True).metrics["goodput_hz"]
+    reach = np.exp(0.2 * t_quantile(0.95, 3))
+    assert found.high / found.value >= reach * 0.95 and found.value / found.low >= reach * 0.95
 
 
 def test_errors_are_kept_in_the_file_and_older_files_have_none(tmp_path, records, checked):

@@ -91,6 +91,7 @@ def test_on_one_gpu_what_needs_two_waits() -> None:
         *[(f"h200_{name}", 1) for name in ("8b_grid", "models", "refusals", "roads")],
         ("application", 2),
         ("models_side_by_side", 4),
+        ("grid_side_by_side", 4),
     ],
 )
 def test_the_next_campaign_meets_its_bars_by_plan(name: str, gpus: int) -> None:

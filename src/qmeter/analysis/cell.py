@@ -11,11 +11,11 @@ import numpy as np
 from qmeter.analysis.energy import Work, energy_metrics, grouped
 from qmeter.analysis.latency import Latencies, gaps, itl_metrics, latencies, latency_metrics
 from qmeter.analysis.links import link_metrics
-from qmeter.analysis.rates import failed_share, failures, rate_metrics, slo_metrics
+from qmeter.analysis.rates import failed_share, failures, rate_metrics, slo_metrics, within
 from qmeter.analysis.state import state_metrics
 from qmeter.analysis.window import Found, find
 from qmeter.record import CellTables, Quantity, Reason, SeriesInfo, Window
-from qmeter.spec.workload import WorkloadSpec
+from qmeter.spec.workload import SLO, WorkloadSpec
 
 FEW_REQUESTS = 20
 """Requests in the window below which the cell carries a warning."""
@@ -82,6 +82,12 @@ def analyse(
     )
     warnings = (*_warnings(found, tables, requests, workload), *energy_warnings)
     return CellAnalysis(window, metrics, energy, warnings)
+
+
+def slo_share(tables: CellTables, workload: WorkloadSpec, slo: SLO) -> tuple[float, float] | None:
+    """``slo_attainment`` of the cell under another promise, and the requests due a second; ``None`` where none was."""
+    found = latencies(tables, find(tables, workload).window)
+    return (float(within(found, slo).mean()), _due_hz(tables, workload)) if len(found.rows) else None
 
 
 def _due_hz(tables: CellTables, workload: WorkloadSpec) -> float:

@@ -7,17 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qmeter.analysis.cell import analyse
+from qmeter.analysis.cell import analyse, slo_share
 from qmeter.record import Quantity, Reason, Window
 from qmeter.simulate.calibration import Calibration
 from qmeter.simulate.engine import SimulatedCell, run_cell
-from qmeter.simulate.heldout import VOCABULARY, width
-from qmeter.spec.workload import WorkloadSpec
+from qmeter.simulate.heldout import VOCABULARY, Width, width
+from qmeter.spec.workload import SLO, ClosedArrivals, WorkloadSpec
 from qmeter.workload import Vocabulary, build
 from qmeter.workload.schedule import Schedule
 
 CONFIDENCE = 0.9
 DRAWS = 24
+PROMISED = ("slo_attainment", "goodput_hz")
 
 
 @dataclass(frozen=True)
@@ -74,15 +75,62 @@ def predict(
         if on_draw:
             on_draw(draw + 1, draws)
 
-    def told(name: str, quantity: Quantity) -> Quantity:
+    def apart(name: str) -> Width:
         own, peers = calibration.held_out.get(name, ()), calibration.peers_held_out.get(name, ())
-        apart = width(own, peers, confidence)
-        only = apart.alone and calibration.moved is None
-        return interval(quantity, samples.get(name, []), confidence, apart.half, only=only)
+        return width(own, peers, confidence)
 
-    metrics = {n: told(n, q) for n, q in found.metrics.items()}
+    def told(name: str, quantity: Quantity) -> Quantity:
+        wide = apart(name)
+        only = wide.alone and calibration.moved is None
+        return interval(quantity, samples.get(name, []), confidence, wide.half, only=only)
+
+    metrics = {n: told(n, q) for n, q in found.metrics.items() if n not in PROMISED}
+    metrics |= _promised(centre, workload, found.metrics, samples, apart, confidence)
     energy = {n: told(n, q) for n, q in found.energy.items()}
     return Prediction(calibration, workload, metrics, energy, centre, centre.notes, found.window, found.warnings)
+
+
+def _promised(
+    cell: SimulatedCell, workload: WorkloadSpec, metrics: Mapping[str, Quantity], samples: Mapping[str, list[float]],
+    apart: Callable[[str], Width], confidence: float,
+) -> dict[str, Quantity]:  # fmt: skip
+    """Attainment and goodput, whose errors do not scale: near the promise a small error in latency moves many requests
+    over it, far from it none.
+
+    Their interval is what they come to were every latency off by its own error on loads held out (that of p90s), beside
+    what the draws say, and never more than all requests. A closed loop's rate of requests is predicted too: its goodput
+    is off by that rate's error as well.
+    """
+    out = {n: interval(q, samples.get(n, []), confidence) for n, q in metrics.items() if n in PROMISED}
+    ends = [] if workload.slo is None else [_if_off(cell, workload, workload.slo, sign, apart) for sign in (-1.0, 1.0)]
+    for k, name in enumerate(PROMISED):
+        q = out.get(name)
+        if q is None or q.value is None:
+            continue
+        all_kept = 1.0 if name == "slo_attainment" else max((end[2] for end in ends if end), default=np.inf)
+        known = [v for v in (q.low, q.high, q.value, *(end[k] for end in ends if end)) if v is not None]
+        high = max(min(max(known), all_kept), q.value)
+        out[name] = Quantity.of(q.value, q.unit, low=min(known), high=high, n=q.n)
+    return out
+
+
+def _if_off(
+    cell: SimulatedCell, workload: WorkloadSpec, slo: SLO, sign: float, apart: Callable[[str], Width]
+) -> tuple[float, float, float] | None:
+    """Attainment, goodput and the rate of requests due, were every latency longer (``sign`` -1) or shorter (1) by its
+    error on loads held out."""
+
+    def limit(name: str, value: float | None) -> float | None:
+        return None if value is None else value * float(np.exp(sign * apart(f"{name}_p90_s").half))
+
+    scaled = {"ttft": limit("ttft", slo.ttft), "tpot": limit("tpot", slo.tpot), "e2e": limit("e2e", slo.e2e)}
+    found = slo_share(cell.tables, workload, slo.model_copy(update=scaled))
+    if found is None:
+        return None
+    share, due_hz = found
+    if isinstance(workload.arrivals, ClosedArrivals):
+        due_hz *= float(np.exp(sign * apart("request_rate_hz").half))
+    return share, share * due_hz, due_hz
 
 
 def interval(

@@ -19,6 +19,7 @@ METRICS = (
     "ttft_p99_s",
     "e2e_p50_s",
     "throughput_tok_s",
+    "goodput_hz",
     "j_per_output_token",
     "power_mean_w",
 )
