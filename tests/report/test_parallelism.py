@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from qmeter.analysis.interference import interference, ratio
-from qmeter.analysis.points import key_of
+from qmeter.analysis.keys import key_of
 from qmeter.analysis.summary import StudySummary, summarise
 from qmeter.record import Quantity, Record
 from qmeter.report import devices, parallelism, write_report

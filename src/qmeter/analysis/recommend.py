@@ -11,8 +11,9 @@ from enum import StrEnum
 from functools import partial
 
 from qmeter.analysis.compare import Relation, bounds, counts_per_gpu, relation
+from qmeter.analysis.keys import DeploymentKey
 from qmeter.analysis.metrics import Better
-from qmeter.analysis.points import Deployment, DeploymentKey, Point, Ratios, SLOVerdict, per_gpu, stand
+from qmeter.analysis.points import Deployment, Point, Ratios, SLOVerdict, per_gpu, stand
 from qmeter.record import Quantity
 from qmeter.spec.workload import SLO
 

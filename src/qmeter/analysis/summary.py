@@ -7,18 +7,17 @@ from dataclasses import dataclass, replace
 
 from qmeter import catalog
 from qmeter.analysis.compare import Axis, Relation, counts_per_gpu, pareto, relation
+from qmeter.analysis.keys import DeploymentKey, qualified
 from qmeter.analysis.metrics import Better
 from qmeter.analysis.paired import Cell, cell_ratios
 from qmeter.analysis.points import (
     Deployment,
-    DeploymentKey,
     Point,
     Problem,
     Ratios,
     compared,
     group,
     per_gpu,
-    qualified,
     stand,
 )
 from qmeter.analysis.recommend import QUALITY_TOLERANCE, Recommendation, recommend

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from qmeter.analysis.points import DeploymentKey, qualified
+from qmeter.analysis.keys import DeploymentKey, qualified
 from qmeter.record import Quantity, Record
 from qmeter.store import open_results
 

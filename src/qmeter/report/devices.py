@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qmeter.analysis.interference import ratio
-from qmeter.analysis.points import DeploymentKey, Point
+from qmeter.analysis.keys import DeploymentKey
+from qmeter.analysis.points import Point
 from qmeter.analysis.summary import StudySummary
 from qmeter.record import Quantity
 from qmeter.report.evidence import Table, Text, text

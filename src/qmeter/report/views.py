@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from qmeter.analysis.keys import DeploymentKey
 from qmeter.analysis.metrics import metric
-from qmeter.analysis.points import Deployment, DeploymentKey, Point, SLOVerdict, per_gpu
+from qmeter.analysis.points import Deployment, Point, SLOVerdict, per_gpu
 from qmeter.analysis.recommend import Recommendation
 from qmeter.analysis.summary import ParetoSet, StudySummary
 from qmeter.record import Quantity, RecordKind

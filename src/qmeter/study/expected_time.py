@@ -6,7 +6,7 @@ from functools import cache
 from statistics import median
 
 from qmeter import catalog
-from qmeter.analysis.points import device_of
+from qmeter.analysis.keys import device_of
 from qmeter.engines.table import Gpus, traits
 from qmeter.errors import QMeterError, UnknownName
 from qmeter.spec.study import Deployment
