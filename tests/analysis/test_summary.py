@@ -183,6 +183,14 @@ def test_what_has_no_cell_at_the_higher_load_may_do_better_and_that_is_said() ->
     assert [k.method for k in found.cut_short] == ["fp8"]
     assert any("may do better: fp8" in c for c in found.caveats)
     assert decide(record("bf16", 4), record("bf16", 8)).recommendations[0].cut_short == ()
+    # a simulation at a higher load, a worse quality and a load without a verdict cut nothing short that was not
+    for extra in (
+        [record("bf16", 16, kind=RecordKind.SIMULATED), record("fp8", 8)],
+        [record("bf16", 8), record("fp8", 4, ppl=1.5)],
+    ):
+        assert decide(record("bf16", 4), record("bf16", 8), *extra).recommendations[0].cut_short == ()
+    unsaid = decide(record("bf16", 4), record("bf16", 8), record("fp8", 4), record("fp8", 8, slo={}))
+    assert [k.method for k in unsaid.recommendations[0].cut_short] == ["fp8"]
 
 
 def test_failed_and_invalid_cells_are_listed_and_give_no_numbers() -> None:

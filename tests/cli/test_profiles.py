@@ -33,9 +33,11 @@ def times(q: Quantity, factor: float) -> Quantity:
     return q.model_copy(update=ends)
 
 
-def elsewhere(folder: Path, gpu: str = "NVIDIA H100 80GB HBM3", name: str = "h100-8b") -> StudyStore:
+def elsewhere(
+    folder: Path, gpu: str = "NVIDIA H100 80GB HBM3", name: str = "h100-8b", device: str = "h100-sxm"
+) -> StudyStore:
     """A study's folder as another host would have written it; latencies are 1.5 times the made-up H200's."""
-    study = study_on("h100-sxm", name)
+    study = study_on(device, name)
     store = StudyStore.create(folder, study, "")
     for record in made_records(study, store=None):
         slower = {name: times(q, 1.5) if name[:4] in ("ttft", "tpot") else q for name, q in record.metrics.items()}
@@ -52,9 +54,15 @@ def test_a_second_devices_records_are_added_with_their_origin(
     assert _run(["profiles", "add", str(store.folder)]) == 0
     out = capsys.readouterr().out
     assert "NVIDIA H100 80GB HBM3 (driver 580.1)" in out and "vllm 0.25.1" in out and "0.0.0+made-up" in out
-    assert "to compare: qmeter report h200-8b-grid h100-8b" in out
+    assert "to compare" not in out  # no shipped profile measured these loads
     assert "h100-8b" in [p.name for p in list_profiles()]
     assert _run(["profiles", "add", str(store.folder)]) == 3  # it is there already
+    # a third device's records of the same loads are to be compared with them; one that cannot be read is passed over
+    (data_home / "broken").mkdir()
+    (data_home / "broken" / "records.parquet").write_bytes(b"not parquet")
+    third = elsewhere(tmp_path / "third", gpu="NVIDIA A100-SXM4-80GB", name="a100-8b", device="a100-80g")
+    assert _run(["profiles", "add", str(third.folder)]) == 0
+    assert "to compare: qmeter report h100-8b a100-8b" in capsys.readouterr().out
 
 
 def test_a_profile_passed_on_is_copied_without_what_lies_beside_it(tmp_path: Path, data_home: Path) -> None:

@@ -70,7 +70,7 @@ def broken(source: Artifact, path: Path) -> Artifact:
 def test_quality_falls_from_w8_to_w4_to_a_broken_w2_and_not_against_itself(tmp_path: Path) -> None:
     artifacts = {m: sources.prepare(MODEL, catalog.method(m), "openvino", CACHE) for m in ("f16", "w8a16", "w4a16")}
     with served("f16", artifacts["f16"], tmp_path / "f16") as target:
-        reference = make_reference(target, builtin_prompts(12), 32)
+        reference = make_reference(target, builtin_prompts(8), 32)
         base = score(target, reference)
         itself = compare(base, score(target, reference), reference=reference)
     assert itself["kl_sampled"].value < 1e-3

@@ -13,7 +13,7 @@ import pytest
 from qmeter.analysis.interference import interference, ratio
 from qmeter.analysis.keys import key_of
 from qmeter.analysis.summary import StudySummary, summarise
-from qmeter.record import Quantity, Record
+from qmeter.record import CellStatus, Quantity, Record
 from qmeter.report import devices, parallelism, write_report
 from qmeter.report.hardware import load_cells
 from qmeter.report.palette import REFERENCE, styles
@@ -62,6 +62,23 @@ def test_what_only_ever_ran_side_by_side_is_compared_and_says_so(records: list[R
     assert "fp8 side by side" in all_labels(found)[0]
     assert any("ran on the host" in c and "fp8 side by side" in c for r in found.recommendations for c in r.caveats)
     assert any("fp8 side by side" in row.label for g in groups(found, Notes()) for row in g.rows)
+
+
+def test_a_cell_that_lost_its_neighbour_takes_no_other_cell_with_it(records: list[Record]) -> None:
+    # GIVEN a study whose deployments were all placed side by side, and cells that failed before any neighbour ran
+    some = [r for r in records if r.neighbours]
+    lost = [
+        some[0].model_copy(update={"cell_id": f"lost-{s}", "status": CellStatus(s), "neighbours": ()})
+        for s in ("failed", "invalid")
+    ]
+    found = summarise([*some, *lost], reference="bf16")
+    assert {d.key.label for d in found.compared} == {"bf16", "fp8"} and all(d.points for d in found.compared)
+    # and one that failed alone leaves what was measured side by side in its place
+    alone = next(r for r in records if not r.neighbours and r.cell["deployment"]["method"] == "fp8")
+    failed = alone.model_copy(update={"cell_id": "failed-alone", "status": CellStatus.FAILED})
+    mixed = [r for r in records if r.neighbours or r.cell["deployment"]["method"] == "bf16"]
+    labels = {d.key.label: len(d.points) for d in summarise([*mixed, failed], reference="bf16").compared}
+    assert labels["fp8 side by side"] > 0
 
 
 def test_devices_are_compared_though_one_was_shared(records: list[Record]) -> None:

@@ -114,6 +114,9 @@ def test_a_closed_loops_goodput_is_off_by_its_rates_error_too(checked):
     found = predict(known, spec, draws=4, allow_extrapolation=True).metrics["goodput_hz"]
     reach = np.exp(0.2 * t_quantile(0.95, 3))
     assert found.high / found.value >= reach * 0.95 and found.value / found.low >= reach * 0.95
+    # with no error known, the draws' own spread stays, on both sides
+    bare = predict(checked.model_copy(update={"held_out": {}}), spec, draws=8, allow_extrapolation=True).metrics
+    assert bare["goodput_hz"].low < bare["goodput_hz"].value < bare["goodput_hz"].high
 
 
 def test_errors_are_kept_in_the_file_and_older_files_have_none(tmp_path, records, checked):

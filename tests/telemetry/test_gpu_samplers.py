@@ -267,3 +267,24 @@ def test_a_closed_gpm_sampler_reads_nothing():
     sampler = GpmSampler(FakeNvml())
     sampler.close()
     assert sampler.read() == {}
+
+
+def test_a_gpm_call_that_never_returns_holds_up_no_other_deployment(monkeypatch):
+    # GIVEN a reading that is stuck in the driver
+    monkeypatch.setattr(nvml_module, "STUCK_S", 0.05)
+    card, stuck = FakeNvml(), threading.Event()
+    other = GpmSampler(card)
+    hanging = FakeNvml()
+    hanging.nvmlGpmSampleGet = lambda *args: stuck.wait(30)
+    lost = GpmSampler(hanging)
+    thread = threading.Thread(target=lost.read, daemon=True)
+    thread.start()
+    try:
+        # WHEN others read, open and close THEN they say why or go on
+        with pytest.raises(TimeoutError, match="stuck"):
+            other.read()
+        assert NvmlSampler(FakeNvml()).read()
+        other.close()
+    finally:
+        stuck.set()
+        thread.join(5)

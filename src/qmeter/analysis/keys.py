@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from qmeter.catalog import device_from_nvml
-from qmeter.record import CellStatus, Record, RecordKind
+from qmeter.record import Record, RecordKind
+from qmeter.spec.study import Placement
 
 
 @dataclass(frozen=True, order=True)
@@ -16,7 +17,7 @@ class DeploymentKey:
     """What identifies a deployment for a reader. Measured and simulated never share a key.
 
     ``qualifier`` names the engine and the device where the records hold several, ``knobs`` what the engine was set to
-    where that differs; ``beside``: measured while other deployments ran on other GPUs of the host, which is never the
+    where that differs; ``beside``: placed side by side with other deployments of the host, which is never the
     same point as alone (``all_beside``: every deployment of the records was, so that no label need say it).
     """
 
@@ -58,8 +59,7 @@ def qualified(records: Sequence[Record]) -> list[DeploymentKey]:
         names = dict.fromkeys(name for own in mine for name in own)
         differing[model, engine] = [n for n in names if len({own.get(n, "default") for own in mine}) > 1]
     out = []
-    measured = [k.beside for k, r in zip(keys, records, strict=True) if r.status is not CellStatus.FAILED]
-    all_beside = bool(measured) and all(measured)
+    all_beside = all(k.beside for k in keys)
     for key, own in zip(keys, knobs, strict=True):
         where = " ".join(f"on {getattr(key, part)}" for part in several[key.model])
         how = " ".join(f"{name}={own.get(name, 'default')}" for name in differing[key.model, key.engine])
@@ -89,7 +89,7 @@ def key_of(record: Record) -> DeploymentKey:
         parallelism=parallel,
         device=device_of(record),
         kind=record.kind,
-        beside=any(n.cell_id for n in record.neighbours),
+        beside=d.get("placement") == Placement.SIDE_BY_SIDE or any(n.cell_id for n in record.neighbours),
     )
 
 

@@ -115,7 +115,7 @@ def compared(deployments: Iterable[Deployment]) -> list[Deployment]:
     """Those that stand beside each other in recommendations and curves: one that also ran alone counts as it ran alone,
     one that only ever ran side by side with others counts as that (its label says so)."""
     rows = list(deployments)
-    alone = {d.key for d in rows if not d.key.beside}
+    alone = {d.key for d in rows if d.points and not d.key.beside}
     return [d for d in rows if not d.key.beside or replace(d.key, beside=False) not in alone]
 
 

@@ -182,7 +182,7 @@ def recommend(
         whom = "all" if shared[0].all_beside else ", ".join(k.label for k in shared)
         caveats.append(f"measured while other deployments ran on the host, at a cost that is not known: {whom}")
     top = max((p.load.value for p in points), default=0.0)
-    cut_short = tuple(c.deployment.key for c in found if slo and _cut_short(c, family, top))
+    cut_short = tuple(c.deployment.key for c in found if slo and _cut_short(c, found, family))
     if short := ", ".join(k.label for k in cut_short):
         caveats.append(f"no usable cell above the load at which they keep the SLO, so that they may do better: {short}")
     caveats += _caveats(choice, slo, steps)
@@ -203,9 +203,21 @@ def recommend(
     )
 
 
-def _cut_short(c: Candidate, family: str, top: float) -> bool:
-    seen = max((p.load.value for p in c.deployment.points if p.family == family), default=0.0)
-    return c.point is not None and c.point.load.value >= seen and seen < top
+def _cut_short(c: Candidate, others: Sequence[Candidate], family: str) -> bool:
+    """Whether its limit may lie above what it was seen to keep, where others of its kind were judged at more."""
+    if c.point is None or c.quality is QualityVerdict.WORSE:
+        return False
+    return (
+        c.point.load.value
+        >= _judged(c, family)
+        < max(_judged(o, family) for o in others if o.deployment.key.kind is c.deployment.key.kind)
+    )
+
+
+def _judged(c: Candidate, family: str) -> float:
+    """The highest load at which the SLO was kept or missed."""
+    known = [p.load.value for p in c.deployment.points if p.family == family and p.verdict is not SLOVerdict.UNKNOWN]
+    return max(known, default=0.0)
 
 
 def _ruled_out(c: Candidate) -> Candidate:

@@ -76,7 +76,7 @@ def calibrate_model(
             "file": str(out),
             "calibrations": [{"id": c.id, "label": c.label, "cell_sigma": c.cell_sigma} for c in made],
             "scores": [asdict(s) for s in scores(rows)],
-            "comparisons": [asdict(r) | {"error": r.error, "inside": r.inside} for r in rows],
+            "comparisons": [asdict(r) | {"error": r.error if r.measured else None, "inside": r.inside} for r in rows],
             "faults": faults,
             "host": asdict(pace) if pace else None,
         }
@@ -193,9 +193,10 @@ def _rows(rows: list[Comparison]) -> Table:
         "inside", title="held out: measured against predicted",
     )  # fmt: skip
     for r in rows:
+        off = f"{r.error:+.1%}" if r.measured else "–"
         table.add_row(
             r.deployment, r.workload, r.metric, f"{r.measured:.4g}", f"{r.predicted:.4g}",
-            f"{r.low:.4g} – {r.high:.4g}", f"{r.error:+.1%}", "yes" if r.inside else "[red]no[/]",
+            f"{r.low:.4g} – {r.high:.4g}", off, "yes" if r.inside else "[red]no[/]",
         )  # fmt: skip
     return table
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +15,10 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from qmeter.record import CellStatus, Record
+from qmeter.analysis.keys import device_of, key_of
+from qmeter.analysis.points import family_of, load_of
+from qmeter.errors import QMeterError
+from qmeter.record import CellStatus, Record, RecordKind
 from qmeter.spec.study import NAME
 from qmeter.store import ProfileInfo, StudyStore, list_profiles, open_results, write_profile
 from qmeter.store.intake import require_sound
@@ -56,17 +61,29 @@ def _add(folder: Path, name: str | None, with_tokens: bool) -> None:
         typer.echo(f"  {what}: {text}")
     for doubt in found.doubts:
         typer.secho(f"warning: {doubt}", fg="yellow", err=True)
-    mine = _measured(records)
-    shared = {p.name: len(_measured(Profile(p.folder).records()) & mine) for p in list_profiles()}
-    shared.pop(target.name, None)
-    if any(shared.values()):
-        typer.echo(f"to compare: qmeter report {max(shared, key=lambda name: shared[name])} {target.name}")
+    if other := _comparable(records, target.name):
+        typer.echo(f"to compare: qmeter report {other} {target.name}")
 
 
-def _measured(records: Iterable[Record]) -> set[tuple[str, str, str]]:
-    """Shape, method and load of every valid cell: what two devices can be compared on."""
-    cells = [r.cell for r in records if r.status is CellStatus.OK]
-    return {(c["deployment"]["model"]["shape"], c["deployment"]["method"], c["workload"]["name"]) for c in cells}
+def _comparable(records: Sequence[Record], name: str) -> str | None:
+    """The profile of another device that measured most of the same points, if one did."""
+    devices, mine = {device_of(r) for r in records}, _points(records)
+    shared = {}
+    for info in list_profiles():
+        with contextlib.suppress(QMeterError):  # a profile that cannot be read is told by the list
+            theirs = Profile(info.folder).records() if info.name != name else []
+            shared[info.name] = len(_points(r for r in theirs if device_of(r) not in devices) & mine)
+    return max(shared, key=lambda n: shared[n]) if any(shared.values()) else None
+
+
+def _points(records: Iterable[Record]) -> set[tuple[Any, ...]]:
+    """What devices can be compared on: deployment and load of every valid measured cell, whatever its device."""
+    found = set()
+    for r in records:
+        if r.status is CellStatus.OK and r.kind is RecordKind.MEASURED:
+            key, load = replace(key_of(r), device="", beside=False), r.cell["workload"]
+            found.add((key, load["name"], family_of(load), load_of(load).value))
+    return found
 
 
 def _list(as_json: bool) -> None:

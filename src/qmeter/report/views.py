@@ -172,7 +172,7 @@ def _slo_cell(d: Deployment, r: Recommendation) -> CellView:
     if kept:
         top = max(kept, key=lambda p: p.load.value)
         said = ["within noise"] if top.verdict is SLOVerdict.LIKELY else []
-        said += ["nothing above it measured"] if d.key in r.cut_short else []
+        said += ["no usable cell above it"] if d.key in r.cut_short else []
         return CellView(load_text(top.load), interval="; ".join(said), sort=top.load.value, tone="good")
     mine = [p for p in d.points if p.family == r.family]
     text = "at no load" if mine else "not measured"

@@ -98,6 +98,8 @@ def _performance(r: Recommendation) -> str:
         rate = shown(point.get("throughput_tok_s"))
         return f"The study sets no SLO, so it is judged by its highest output rate: {rate} at {load_text(point.load)}."
     limit = ", the highest load that was tried: its limit was not seen" if r.at_limit else ""
+    if r.choice.deployment.key in r.cut_short:
+        limit = ", with no usable cell above it: its limit was not seen"
     kept = ", within noise," if point.verdict is SLOVerdict.LIKELY else ""
     met, goodput = share(point.get("slo_attainment")), str(shown(point.get("goodput_hz")))
     gpus = r.choice.deployment.key.gpus

@@ -98,8 +98,8 @@ def _promised(
     over it, far from it none.
 
     Their interval is what they come to were every latency off by its own error on loads held out (that of p90s), beside
-    what the draws say, and never more than all requests. A closed loop's rate of requests is predicted too: its goodput
-    is off by that rate's error as well.
+    what the draws say, and never more than all requests of an open load. A closed loop's rate of requests is predicted
+    too: its goodput is off by that rate's error as well.
     """
     out = {n: interval(q, samples.get(n, []), confidence) for n, q in metrics.items() if n in PROMISED}
     ends = [] if workload.slo is None else [_if_off(cell, workload, workload.slo, sign, apart) for sign in (-1.0, 1.0)]
@@ -107,7 +107,10 @@ def _promised(
         q = out.get(name)
         if q is None or q.value is None:
             continue
-        all_kept = 1.0 if name == "slo_attainment" else max((end[2] for end in ends if end), default=np.inf)
+        all_kept = 1.0
+        if name == "goodput_hz":
+            closed = isinstance(workload.arrivals, ClosedArrivals)
+            all_kept = np.inf if closed else max((end[2] for end in ends if end), default=np.inf)
         known = [v for v in (q.low, q.high, q.value, *(end[k] for end in ends if end)) if v is not None]
         high = max(min(max(known), all_kept), q.value)
         out[name] = Quantity.of(q.value, q.unit, low=min(known), high=high, n=q.n)

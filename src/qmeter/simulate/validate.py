@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -46,8 +47,8 @@ class Comparison:
 
     @property
     def error(self) -> float:
-        """(predicted - measured) / measured."""
-        return self.predicted / self.measured - 1.0
+        """(predicted - measured) / measured; NaN where 0 was measured."""
+        return self.predicted / self.measured - 1.0 if self.measured else math.nan
 
     @property
     def inside(self) -> bool:
@@ -59,7 +60,10 @@ def compare(
     calibration: Calibration, records: Iterable[Record], *, held_out: bool, draws: int = DRAWS,
     metrics: Sequence[str] = METRICS,
 ) -> list[Comparison]:  # fmt: skip
-    """Predict each record's cell from its own seed, and set the two side by side; unknown metrics are left out."""
+    """Predict each record's cell from its own seed, and set the two side by side.
+
+    Unknown metrics are left out, and so is anything measured as 0 but goodput, which counts where intervals do.
+    """
     rows = []
     for record in records:
         workload = workload_of(record)
@@ -67,7 +71,9 @@ def compare(
         for name in metrics:
             measured = record.metrics.get(name) or record.energy.get(name)
             predicted = found.metrics.get(name) or found.energy.get(name)
-            if measured is None or predicted is None or not measured.value or predicted.value is None:
+            if measured is None or predicted is None or measured.value is None or predicted.value is None:
+                continue
+            if not measured.value and name != "goodput_hz":
                 continue
             low = predicted.value if predicted.low is None else predicted.low
             high = predicted.value if predicted.high is None else predicted.high
@@ -144,8 +150,9 @@ def scores(rows: Sequence[Comparison]) -> list[Score]:
     out = []
     for metric in dict.fromkeys(r.metric for r in rows):
         own = [r for r in rows if r.metric == metric]
-        errors = np.abs([r.error for r in own])
-        inner = [abs(r.error) for r in own if r.held_out and not r.edge]
+        some = [r for r in own if r.measured]
+        errors = np.abs([r.error for r in some]) if some else np.array([math.nan])
+        inner = [abs(r.error) for r in some if r.held_out and not r.edge]
         out.append(
             Score(metric, len(own), float(errors.mean()), float(np.median(errors)), float(errors.max()),
                   float(np.mean([r.inside for r in own])), float(np.mean(inner)) if inner else None, _floor(own))
@@ -156,7 +163,8 @@ def scores(rows: Sequence[Comparison]) -> list[Score]:
 def _floor(rows: Sequence[Comparison]) -> float | None:
     points: dict[tuple[str, str], list[float]] = {}
     for r in rows:
-        points.setdefault((r.deployment, r.workload), []).append(float(np.log(r.predicted / r.measured)))
+        if r.measured > 0 and r.predicted > 0:
+            points.setdefault((r.deployment, r.workload), []).append(float(np.log(r.predicted / r.measured)))
     halves = [np.mean(np.abs(np.array(logs) - np.mean(logs))) for logs in points.values() if len(logs) > 1]
     return float(np.mean(np.expm1(halves))) if halves else None
 

@@ -84,8 +84,13 @@ class Profile:
 
         Raises:
             IncompatibleRecords: written by a newer qMeter.
+            StoreError: the file cannot be read.
         """
-        rows = _select(self.folder / "records.parquet", "record", "TRUE ORDER BY number")
+        path = self.folder / "records.parquet"
+        try:
+            rows = _select(path, "record", "TRUE ORDER BY number")
+        except duckdb.Error as error:
+            raise StoreError(f"{path} cannot be read: {error}", hint="remove the profile, or add it again") from error
         records = []
         for (text,) in rows:
             if (version := json.loads(text).get("schema_version", 0)) > SCHEMA_VERSION:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qmeter.record import SeriesInfo
-from qmeter.telemetry.nvml import ONE_AT_A_TIME, Gpus, open_gpus
+from qmeter.telemetry.nvml import STUCK_S, Gpus, one_at_a_time, open_gpus
 
 ABSENT = "gpm.devices"
 MIB = float(2**20)
@@ -65,7 +65,7 @@ class GpmSampler:
         self._pairs: dict[str, list[Any]] = {}
         self._kept_s: dict[str, float] = {}
         self._gaps: dict[str, str] = {}
-        with ONE_AT_A_TIME:
+        with one_at_a_time():
             for gpu, handle in self._gpus.handles:
                 self._open(gpu, handle)
 
@@ -85,9 +85,15 @@ class GpmSampler:
         )
 
     def read(self) -> Mapping[str, float]:
-        """Means since the reading before; empty at the first, and for a GPU whose counters have no news."""
+        """Means since the reading before; empty at the first, and for a GPU whose counters have no news.
+
+        Raises:
+            TimeoutError: another thread's call is stuck.
+        """
         values: dict[str, float] = {}
-        with ONE_AT_A_TIME:
+        with one_at_a_time() as mine:
+            if not mine:
+                raise TimeoutError(f"another GPM call has been stuck for more than {STUCK_S:g} s")
             for gpu, handle in self._gpus.handles:
                 if gpu in self._pairs:
                     values |= self._read(gpu, handle)
@@ -100,8 +106,8 @@ class GpmSampler:
     def close(self) -> None:
         """Free the samples and let NVML go."""
         nvml = self._gpus.nvml
-        with ONE_AT_A_TIME:
-            for pair in self._pairs.values():
+        with one_at_a_time() as mine:
+            for pair in self._pairs.values() if mine else ():  # what a stuck call may still use is not freed
                 for sample in pair:
                     if sample is not None:
                         nvml.nvmlGpmSampleFree(sample)

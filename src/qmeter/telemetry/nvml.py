@@ -10,15 +10,15 @@ import contextlib
 import importlib
 import os
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from qmeter.record import SeriesInfo
 
-ONE_AT_A_TIME = threading.Lock()
-"""Held while readings are probed and around every GPM call: where four threads each had a GPU of its own, NVML (driver
-580) ended the process in GPM's metrics, and answered "Not Supported" for NVLink counters that it had a moment later."""
+STUCK_S = 2.0
+"""How long a thread waits for another's call before it goes on without its turn. Units: s."""
+_TURN = threading.Lock()
 ABSENT = "nvml.devices"
 """The series that carries the gap where NVML shows no device (a ``gpu0`` series would claim that there is one)."""
 POWER_INSTANT_FIELD = 186
@@ -27,6 +27,21 @@ NVLINK_TX_FIELD, NVLINK_RX_FIELD, ALL_LINKS = 138, 139, 0xFFFFFFFF
 """NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX and _RX: payload since the driver was loaded. Units: KiB."""
 POWER_AVERAGE_FIELD = 185
 """NVML_FI_DEV_POWER_AVERAGE: over one second on Ampere and newer. Units: mW."""
+
+
+@contextlib.contextmanager
+def one_at_a_time() -> Iterator[bool]:
+    """Held while readings are probed and around every GPM call; false where another thread's call is stuck.
+
+    Where four threads each had a GPU of its own, NVML (driver 580) ended the process in GPM's metrics, and it answered
+    "Not Supported" for NVLink counters that other deployments on the same GPUs had.
+    """
+    mine = _TURN.acquire(timeout=STUCK_S)
+    try:
+        yield mine
+    finally:
+        if mine:
+            _TURN.release()
 
 
 @dataclass(frozen=True)
@@ -147,7 +162,7 @@ class NvmlSampler:
         self._infos: list[SeriesInfo] = []
         if self._gpus.gap:
             self._infos.append(SeriesInfo(name=ABSENT, unit="1", source="NVML", gap=self._gpus.gap))
-        with ONE_AT_A_TIME:
+        with one_at_a_time():
             for gpu, handle in self._gpus.handles:
                 for reading in READINGS:
                     self._probe(gpu, handle, reading)
