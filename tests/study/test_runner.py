@@ -44,9 +44,16 @@ def measured(record: Record) -> bool:
     return record.status is CellStatus.OK or late
 
 
-def test_every_cell_is_measured_and_told(tmp_path: Path) -> None:
-    study = fakes.fake_study()
-    store, events = run(tmp_path / "s", study)
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, StudyStore, list[Event]]:
+    """One run, read by several tests: two methods, of which the quantized one answers a little wrong."""
+    study = fakes.fake_study("noise: 0.1")
+    with fakes.installed():
+        return study, *run(tmp_path_factory.mktemp("noisy") / "s", study)
+
+
+def test_every_cell_is_measured_and_told(noisy: tuple[Study, StudyStore, list[Event]]) -> None:
+    study, store, events = noisy
     records = store.records()
     assert [r.cell_id for r in records] == [c.id for c in expand(study)]
     assert all(measured(r) for r in records), [r.reasons for r in records]
@@ -66,15 +73,15 @@ def test_every_cell_is_measured_and_told(tmp_path: Path) -> None:
         assert len(tables.telemetry.of("engine.running")[0]) > 5
 
 
-def test_methods_see_the_same_requests(tmp_path: Path) -> None:
-    store, _ = run(tmp_path / "s", fakes.fake_study())
+def test_methods_see_the_same_requests(noisy: tuple[Study, StudyStore, list[Event]]) -> None:
+    _, store, _ = noisy
     first, _, third, _ = (store.tables(r).requests for r in store.records())
     assert first.intended_s == pytest.approx(third.intended_s, abs=1e-6)
     assert first.prompt_tokens_asked.tolist() == third.prompt_tokens_asked.tolist()
 
 
-def test_quantization_noise_shows_in_the_fidelity(tmp_path: Path) -> None:
-    store, _ = run(tmp_path / "s", fakes.fake_study("noise: 0.1"))
+def test_quantization_noise_shows_in_the_fidelity(noisy: tuple[Study, StudyStore, list[Event]]) -> None:
+    _, store, _ = noisy
     reference, _, noisy, _ = store.records()
     assert reference.quality["ppl_ratio"].value == pytest.approx(1.0, abs=1e-6)
     assert (noisy.quality["ppl_ratio"].value or 0) > 1.02
