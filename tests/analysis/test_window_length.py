@@ -50,6 +50,28 @@ def test_the_scatter_is_what_the_shipped_profile_shows(measured: list[tuple[Reco
     assert w.SCATTER["closed"] == pytest.approx(found["saturated"], rel=0.06)
 
 
+def test_loops_that_fill_a_part_of_the_batch_scatter_as_assumed_and_others_do_not() -> None:
+    off = defaultdict(list)
+    for profile in ("h100-models", "h100-x2-8b-parallelism"):
+        for record in open_results(profile).records():
+            arrivals, window = record.cell["workload"]["arrivals"], record.window
+            for name, q in record.energy.items():
+                if arrivals["kind"] == "closed" and name.endswith("integrated_ratio") and q.value and window:
+                    off[arrivals["concurrency"]].append((q.value - 1.0) * math.sqrt(window.length_s))
+    found = {n: float(np.sqrt(np.mean(np.square(some)))) for n, some in off.items()}
+    assert w.SCATTER["partial"] == pytest.approx(found[32], rel=0.03)
+    assert max(found[n] for n in (4, 96, 192)) < w.SCATTER["partial"] / 2
+
+
+def test_a_loop_that_fills_a_part_of_the_batch_needs_a_longer_window() -> None:
+    most = "engines: [{name: vllm, options: {max_sequences: 128}}]"
+    for concurrency, kinds in ((4, set()), (32, {"short_energy_window"}), (96, set())):
+        text = STUDY.replace("engines: [{name: vllm}]", most).replace("WINDOW", "20s")
+        text = text.replace("ARRIVALS", f"{{kind: closed, concurrency: {concurrency}}}")
+        _, warnings = open_study_text(text, "s.yaml", HostFacts(gpus=1, device="h200"))
+        assert {v.kind for v in warnings} & {"short_energy_window"} == kinds
+
+
 def test_j_per_token_falls_with_the_rate_as_assumed() -> None:
     by = {}
     for r in open_results("h200-8b-grid").records():

@@ -17,9 +17,14 @@ from collections.abc import Iterable
 from qmeter.analysis.energy import CROSS_CHECK, counter, grouped, integrated_j
 from qmeter.record import Telemetry, Window
 
-SCATTER = {"open": 0.044, "closed": 0.015}
-"""Scatter of integrated against counted energy for an open and a closed loop. Units: √s. Root mean square over the
-cells of the shipped profile ``h200-8b-grid``, the largest of its open loads; a test derives them again."""
+SCATTER = {"open": 0.044, "closed": 0.015, "partial": 0.062}
+"""Scatter of integrated against counted energy for an open loop, a closed one, and a closed one that fills a part of
+the batch, where prefills come between decode steps and power swings. Units: √s. Root mean square over the cells of the
+shipped profile ``h200-8b-grid``, the largest of its open loads; ``partial``: over the loops of 32 in ``h100-models``
+and ``h100-x2-8b-parallelism``. A test derives them again."""
+PARTIAL_FROM, PARTIAL_TO = 4, 0.5
+"""A closed loop is partial from over so many requests in flight to under this share of the most sequences. Loops of 4,
+and of 75% of the batch and more, scatter as closed ones do in the same profiles (at most 0.027)."""
 Z = 3.0
 """Standard deviations kept within the tolerance: one cell in 370 misses it by chance."""
 ELASTICITY = 0.85
@@ -31,7 +36,7 @@ REPEAT_Z = 2.0
 
 
 def cross_check_window_s(loop: str, tolerance: float = CROSS_CHECK) -> float:
-    """The shortest window whose integrated power agrees with the counter. ``loop``: "open" or "closed". Units: s."""
+    """The shortest window whose integrated power agrees with the counter. ``loop``: of :data:`SCATTER`. Units: s."""
     return (Z * SCATTER[loop] / tolerance) ** 2
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 import math
 
 from qmeter.analysis.energy import CROSS_CHECK
-from qmeter.analysis.window_length import REPEAT_TOLERANCE, cross_check_window_s, repeat_spread, repeat_window_s
+from qmeter.analysis.window_length import (
+    PARTIAL_FROM,
+    PARTIAL_TO,
+    REPEAT_TOLERANCE,
+    cross_check_window_s,
+    repeat_spread,
+    repeat_window_s,
+)
 from qmeter.engines.table import Gpus, traits
 from qmeter.spec.study import Study
 from qmeter.spec.workload import ClosedArrivals, GammaArrivals, PoissonArrivals, WorkloadSpec
@@ -27,7 +34,7 @@ def _on_gpus(study: Study, host: HostFacts) -> bool:
 
 
 def _cross_check(study: Study, findings: Findings) -> None:
-    needed = {w.name: cross_check_window_s(_loop(w)) for w in study.workloads}
+    needed = {w.name: cross_check_window_s(_loop(w, study)) for w in study.workloads}
     short = [w for w in study.workloads if w.window < needed[w.name]]
     if short:
         findings.warn(
@@ -67,8 +74,12 @@ def _times(study: Study, workload: WorkloadSpec) -> int:
     return study.repeats - len(taken)
 
 
-def _loop(workload: WorkloadSpec) -> str:
-    return "closed" if isinstance(workload.arrivals, ClosedArrivals) else "open"
+def _loop(workload: WorkloadSpec, study: Study) -> str:
+    if not isinstance(workload.arrivals, ClosedArrivals):
+        return "open"
+    given = [e.options.get("max_sequences") for e in study.engines]
+    most = max((n for n in given if isinstance(n, int)), default=0)
+    return "partial" if PARTIAL_FROM < workload.arrivals.concurrency < PARTIAL_TO * most else "closed"
 
 
 def _named(workloads: list[WorkloadSpec]) -> str:
