@@ -121,6 +121,15 @@ def test_a_named_cause_is_reported_with_its_line(kind, line):
     assert found.hint
 
 
+def test_a_model_that_does_not_fit_its_gpu_is_told_in_the_gpus_words():
+    """GIVEN what vLLM wrote when Llama-3.1-70B in BF16 was to fit one H100 THEN the cause is memory, with figures."""
+    text = (Path(__file__).parent / "fixtures" / "llama-3.1-70b-bf16-does-not-fit.log").read_text()
+    found = log.failure(text)
+    assert found is not None and found.kind == "OutOfMemory"
+    assert found.message.startswith("the model does not fit") and "79.18 GiB" in found.message
+    assert "parallelism" in (found.hint or "")
+
+
 def test_memory_that_another_process_holds_is_not_called_a_model_that_does_not_fit():
     line = (
         "ValueError: Free memory on device cuda:0 (68.69/139.8 GiB) on startup is less than desired GPU memory "
