@@ -172,3 +172,13 @@ def test_where_the_cage_cannot_be_built_nothing_runs(tmp_path: Path) -> None:
     with pytest.raises(QualityError, match="was not run: this host refuses") as caught:
         sandbox._Keeper(QUICK).keep(request, os.path.realpath(sandbox.sys.executable), "word")
     assert caught.value.hint and not proof.exists()
+
+
+def test_processes_that_fail_together_are_named_though_their_tracebacks_interleave():
+    head = "Traceback (most recent call last):\n"
+    at = '  File "/work/program.py", line 2, in <module>\n'
+    text = f"{head}{head}{at}BlockingIOError: [Errno 11] Resource temporarily unavailable\n{at}"
+    assert sandbox._judged(1 << 8, text, "word", 0.1).verdict is Verdict.PROCESSES
+    handled = "During handling of the above exception, another exception occurred:"
+    caught = f"{head}{at}MemoryError\n\n{handled}\n{head}{at}ValueError: x\n"
+    assert sandbox._judged(1 << 8, caught, "word", 0.1).verdict is Verdict.FAILED

@@ -80,10 +80,12 @@ class Outcome:
     wall_s: float
 
 
+_TRACEBACK = "Traceback (most recent call last)"
+_CROWDED = ("Resource temporarily unavailable", "can't start new thread")
 _TRACES = (
     (Verdict.MEMORY, ("MemoryError", "Cannot allocate memory")),
     (Verdict.NETWORK, ("Network is unreachable", "Name or service not known", "name resolution", "socket.gaierror")),
-    (Verdict.PROCESSES, ("Resource temporarily unavailable", "can't start new thread")),
+    (Verdict.PROCESSES, _CROWDED),
     (Verdict.FILES, ("Read-only file system", "No space left on device", "File too large", "Permission denied",
                      "Too many open files")),
     (Verdict.RIGHTS, ("Operation not permitted",)),
@@ -270,4 +272,7 @@ def _judged(status: int, text: str, word: str, wall_s: float) -> Outcome:
     for verdict, marks in _TRACES:
         if any(mark in last for mark in marks):
             return Outcome(verdict, last[:300], text, wall_s)
+    # Processes that fail together write into each other's tracebacks: the last line may be of any part of one.
+    if text.count(_TRACEBACK) > 1 and (crowded := [m for m in _CROWDED if m in text]):
+        return Outcome(Verdict.PROCESSES, crowded[0], text, wall_s)
     return Outcome(Verdict.FAILED, last[:300], text, wall_s)
