@@ -533,7 +533,11 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the table is printed and the server ended
     asked = parser().parse_args()
     if asked.table:
-        print(table(summary([Run.from_json(r) for r in json.loads(asked.table.read_text())["runs"]], TRUTH)))
+        try:
+            runs = [Run.from_json(r) for r in json.loads(asked.table.read_text())["runs"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            parser().error(f"--table takes what --out wrote; {asked.table} is not: {type(error).__name__}: {error}")
+        print(table(summary(runs, TRUTH)))
         return
     asked.rates = [float(r) for r in asked.rates.split(",")]
     clients = [c for c in asked.clients.split(",") if c]

@@ -19,7 +19,16 @@ from qmeter.errors import AnalysisError
 from qmeter.simulate.calibration import Calibration
 from qmeter.simulate.heldout import calibrate_checked, without_draws
 from qmeter.simulate.spread import Cores
-from qmeter.simulate.validate import Comparison, by_deployment, cached, compare, leave_one_out, load_name, scores
+from qmeter.simulate.validate import (
+    Comparison,
+    by_deployment,
+    cached,
+    compare,
+    leave_one_out,
+    load_name,
+    percent,
+    scores,
+)
 from qmeter.store import open_results
 
 PROFILES = ("h200-8b-grid", "h200-70b", "h200-models", "h100-x2-8b-parallelism", "h100-models")
@@ -96,12 +105,13 @@ def show(profile: str, rows: list[Comparison], each: str | None) -> None:
         if s.metric in SHOWN:
             inner = "" if s.inner_error is None else f"between {s.inner_error:6.1%}"
             floor = "" if s.floor is None else f"floor {s.floor:.1%}"
-            print(f"  {s.metric:20s} {s.cells:3d} mean {s.mean_error:6.1%} median {s.median_error:6.1%} "
-                  f"worst {s.worst:6.1%} held {s.coverage:4.0%} {inner} {floor}")  # fmt: skip
+            mean, median, worst = (f"{percent(e):>6s}" for e in (s.mean_error, s.median_error, s.worst))
+            print(f"  {s.metric:20s} {s.cells:3d} mean {mean} median {median} worst {worst} "
+                  f"held {s.coverage:4.0%} {inner} {floor}")  # fmt: skip
     for r in rows:
         if each and r.metric == each:
-            print(f"    {r.deployment:40s} {r.workload:24s} {r.measured:9.4g} {r.predicted:9.4g} {r.error:+7.1%} "
-                  f"{'' if r.inside else 'outside'}")  # fmt: skip
+            print(f"    {r.deployment:40s} {r.workload:24s} {r.measured:9.4g} {r.predicted:9.4g} "
+                  f"{percent(r.error, '+'):>7s} {'' if r.inside else 'outside'}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from qmeter.simulate import calibrate
-from qmeter.simulate.validate import Comparison, by_deployment, cached, compare, leave_one_out, scores
+from qmeter.simulate.validate import Comparison, by_deployment, cached, compare, leave_one_out, percent, scores
 from qmeter.store import StudyStore, open_results
 from qmeter.study.check import open_study_text
 from qmeter.study.runner import run_study
@@ -55,8 +55,9 @@ def measured(folder: Path, window: str) -> float:
 def shown(title: str, rows: list[Comparison]) -> None:
     print(f"\n{title}")
     for s in scores(rows):
-        print(f"  {s.metric:20s} {s.cells:3d} cells: mean error {s.mean_error:6.1%}, median {s.median_error:6.1%}, "
-              f"worst {s.worst:6.1%}; intervals held {s.coverage:.0%}")  # fmt: skip
+        mean, median, worst = (f"{percent(e):>6s}" for e in (s.mean_error, s.median_error, s.worst))
+        print(f"  {s.metric:20s} {s.cells:3d} cells: mean error {mean}, median {median}, worst {worst}; "
+              f"intervals held {s.coverage:.0%}")  # fmt: skip
 
 
 def main() -> None:
@@ -79,7 +80,7 @@ def main() -> None:
         rows += compare(calibrate(kept, tables), held, held_out=True)
     for r in rows:
         print(f"{r.deployment:28s} {r.metric:20s} measured {r.measured:9.4g} {r.unit:8s} predicted {r.predicted:9.4g} "
-              f"[{r.low:.4g}, {r.high:.4g}]  {r.error:+.1%}{'' if r.inside else '  outside'}")  # fmt: skip
+              f"[{r.low:.4g}, {r.high:.4g}]  {percent(r.error, '+')}{'' if r.inside else '  outside'}")  # fmt: skip
     shown(f"held out: {args.hold}; measured in {wall:.0f} s, calibrated and predicted in "
           f"{time.monotonic() - began:.0f} s", rows)  # fmt: skip
     if args.check:

@@ -25,6 +25,14 @@ def test_without_repeats_the_floor_is_unknown():
     assert s.floor is None and s.inner_error is None
 
 
+def test_what_was_measured_as_nothing_has_no_relative_error_but_counts_where_intervals_do():
+    """GIVEN a goodput of 0 predicted as 2, then with an interval that reaches down to 0."""
+    (s,) = scores([row("a", 0.0, 2.0, low=1.0), row("b", 0.0, 2.0), row("c", 1.0, 1.5)])
+    assert s.cells == 3 and s.mean_error == s.worst == 0.5 and s.coverage == pytest.approx(2 / 3)
+    (s,) = scores([row("a", 0.0, 2.0)])
+    assert s.mean_error is s.median_error is s.worst is None and s.coverage == 1.0
+
+
 def test_what_runs_differ_by_is_drawn_evenly_and_with_students_tails():
     """GIVEN 24 draws of a run's factor THEN their middle is near 1, and few cells make wider tails than many."""
     from qmeter.simulate.calibration import _normal, students

@@ -82,9 +82,9 @@ def test_methods_see_the_same_requests(noisy: tuple[Study, StudyStore, list[Even
 
 def test_quantization_noise_shows_in_the_fidelity(noisy: tuple[Study, StudyStore, list[Event]]) -> None:
     _, store, _ = noisy
-    reference, _, noisy, _ = store.records()
+    reference, _, quantized, _ = store.records()
     assert reference.quality["ppl_ratio"].value == pytest.approx(1.0, abs=1e-6)
-    assert (noisy.quality["ppl_ratio"].value or 0) > 1.02
+    assert (quantized.quality["ppl_ratio"].value or 0) > 1.02
 
 
 @pytest.mark.parametrize(

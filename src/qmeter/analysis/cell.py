@@ -11,11 +11,11 @@ import numpy as np
 from qmeter.analysis.energy import Work, energy_metrics, grouped
 from qmeter.analysis.latency import Latencies, gaps, itl_metrics, latencies, latency_metrics
 from qmeter.analysis.links import link_metrics
-from qmeter.analysis.rates import failed_share, failures, rate_metrics, slo_metrics, within
+from qmeter.analysis.rates import failed_share, failures, rate_metrics, slo_metrics
 from qmeter.analysis.state import state_metrics
 from qmeter.analysis.window import Found, find
 from qmeter.record import CellTables, Quantity, Reason, SeriesInfo, Window
-from qmeter.spec.workload import SLO, WorkloadSpec
+from qmeter.spec.workload import WorkloadSpec
 
 FEW_REQUESTS = 20
 """Requests in the window below which the cell carries a warning."""
@@ -63,7 +63,7 @@ def analyse(
     metrics = _latencies(requests, overlap, confidence, rng)
     metrics |= itl_metrics(gaps(tables, window), overlap, confidence, rng)
     metrics |= rate_metrics(tables, window, overlap_s, confidence, rng)
-    metrics |= slo_metrics(requests, workload.slo, _due_hz(tables, workload), overlap, confidence, rng)
+    metrics |= slo_metrics(requests, workload.slo, due_hz(tables, workload), overlap, confidence, rng)
     metrics["failed_share"] = failed_share(requests, overlap, confidence, rng)
     metrics["requests"] = Quantity.of(float(len(requests.rows)), "1", n=len(requests.rows))
     readings = grouped(tables.telemetry)
@@ -84,13 +84,7 @@ def analyse(
     return CellAnalysis(window, metrics, energy, warnings)
 
 
-def slo_share(tables: CellTables, workload: WorkloadSpec, slo: SLO) -> tuple[float, float] | None:
-    """``slo_attainment`` of the cell under another promise, and the requests due a second; ``None`` where none was."""
-    found = latencies(tables, find(tables, workload).window)
-    return (float(within(found, slo).mean()), _due_hz(tables, workload)) if len(found.rows) else None
-
-
-def _due_hz(tables: CellTables, workload: WorkloadSpec) -> float:
+def due_hz(tables: CellTables, workload: WorkloadSpec) -> float:
     """Requests due a second over the planned window, which no cut changes."""
     due_s = tables.requests.intended_s
     planned = (due_s >= workload.warmup) & (due_s < workload.warmup + workload.window)

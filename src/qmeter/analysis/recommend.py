@@ -124,7 +124,7 @@ class Recommendation:
     at_limit: bool
     caveats: tuple[str, ...]
     candidates: tuple[Candidate, ...]
-    cut_short: tuple[DeploymentKey, ...] = ()
+    cut_short: tuple[DeploymentKey, ...]
 
 
 _BETTER = {
@@ -182,7 +182,7 @@ def recommend(
         whom = "all" if shared[0].all_beside else ", ".join(k.label for k in shared)
         caveats.append(f"measured while other deployments ran on the host, at a cost that is not known: {whom}")
     top = max((p.load.value for p in points), default=0.0)
-    cut_short = tuple(c.deployment.key for c in found if slo and _cut_short(c, found, family))
+    cut_short = _cut_short(found, family) if slo else ()
     if short := ", ".join(k.label for k in cut_short):
         caveats.append(f"no usable cell above the load at which they keep the SLO, so that they may do better: {short}")
     caveats += _caveats(choice, slo, steps)
@@ -203,15 +203,17 @@ def recommend(
     )
 
 
-def _cut_short(c: Candidate, others: Sequence[Candidate], family: str) -> bool:
-    """Whether its limit may lie above what it was seen to keep, where others of its kind were judged at more."""
-    if c.point is None or c.quality is QualityVerdict.WORSE:
-        return False
-    return (
-        c.point.load.value
-        >= _judged(c, family)
-        < max(_judged(o, family) for o in others if o.deployment.key.kind is c.deployment.key.kind)
-    )
+def _cut_short(found: Sequence[Candidate], family: str) -> tuple[DeploymentKey, ...]:
+    """Those whose limit may lie above what they were seen to keep, where others of their kind were judged at more."""
+    judged = [(c, _judged(c, family)) for c in found]
+    top = {kind: max(load for c, load in judged if c.deployment.key.kind is kind)
+           for kind in {c.deployment.key.kind for c in found}}  # fmt: skip
+    return tuple(
+        c.deployment.key
+        for c, load in judged
+        if c.point is not None and c.quality is not QualityVerdict.WORSE
+        and c.point.load.value >= load and load < top[c.deployment.key.kind]
+    )  # fmt: skip
 
 
 def _judged(c: Candidate, family: str) -> float:

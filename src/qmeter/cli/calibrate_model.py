@@ -21,7 +21,7 @@ from qmeter.simulate.carry import fit_records, physics_data
 from qmeter.simulate.heldout import calibrate_checked, with_peers
 from qmeter.simulate.host import HostPace, host_pace, on_host, require_shared
 from qmeter.simulate.physics import PhysicsFit
-from qmeter.simulate.validate import Comparison, by_deployment, cached, compare, leave_one_out, scores
+from qmeter.simulate.validate import Comparison, by_deployment, cached, compare, leave_one_out, percent, scores
 from qmeter.store import open_results
 
 
@@ -76,7 +76,7 @@ def calibrate_model(
             "file": str(out),
             "calibrations": [{"id": c.id, "label": c.label, "cell_sigma": c.cell_sigma} for c in made],
             "scores": [asdict(s) for s in scores(rows)],
-            "comparisons": [asdict(r) | {"error": r.error if r.measured else None, "inside": r.inside} for r in rows],
+            "comparisons": [asdict(r) | {"error": r.error, "inside": r.inside} for r in rows],
             "faults": faults,
             "host": asdict(pace) if pace else None,
         }
@@ -193,10 +193,9 @@ def _rows(rows: list[Comparison]) -> Table:
         "inside", title="held out: measured against predicted",
     )  # fmt: skip
     for r in rows:
-        off = f"{r.error:+.1%}" if r.measured else "–"
         table.add_row(
             r.deployment, r.workload, r.metric, f"{r.measured:.4g}", f"{r.predicted:.4g}",
-            f"{r.low:.4g} – {r.high:.4g}", off, "yes" if r.inside else "[red]no[/]",
+            f"{r.low:.4g} – {r.high:.4g}", percent(r.error, "+"), "yes" if r.inside else "[red]no[/]",
         )  # fmt: skip
     return table
 
@@ -207,7 +206,7 @@ def _scores(rows: list[Comparison]) -> Table:
         title="errors on held-out loads",
     )  # fmt: skip
     for s in scores(rows):
-        table.add_row(s.metric, str(s.cells), f"{s.mean_error:.1%}", f"{s.median_error:.1%}", f"{s.worst:.1%}",
+        table.add_row(s.metric, str(s.cells), percent(s.mean_error), percent(s.median_error), percent(s.worst),
                       _share(s.inner_error), _share(s.floor), f"{s.coverage:.0%}")  # fmt: skip
     return table
 

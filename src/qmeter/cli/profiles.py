@@ -68,11 +68,11 @@ def _add(folder: Path, name: str | None, with_tokens: bool) -> None:
 def _comparable(records: Sequence[Record], name: str) -> str | None:
     """The profile of another device that measured most of the same points, if one did."""
     devices, mine = {device_of(r) for r in records}, _points(records)
-    shared = {}
-    for info in list_profiles():
-        with contextlib.suppress(QMeterError):  # a profile that cannot be read is told by the list
-            theirs = Profile(info.folder).records() if info.name != name else []
-            shared[info.name] = len(_points(r for r in theirs if device_of(r) not in devices) & mine)
+    shared: dict[str, int] = {}
+    for info in (p for p in list_profiles() if p.name != name):
+        with contextlib.suppress(QMeterError):  # qmeter profiles says of one that cannot be read why
+            theirs = [r for r in Profile(info.folder).records() if device_of(r) not in devices]
+            shared[info.name] = len(_points(theirs) & mine)
     return max(shared, key=lambda n: shared[n]) if any(shared.values()) else None
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from qmeter.analysis.cell import analyse, slo_share
+from qmeter.analysis.cell import CellAnalysis, analyse, due_hz
+from qmeter.analysis.latency import latencies
+from qmeter.analysis.rates import within
 from qmeter.record import Quantity, Reason, Window
 from qmeter.simulate.calibration import Calibration
 from qmeter.simulate.engine import SimulatedCell, run_cell
@@ -85,13 +87,13 @@ def predict(
         return interval(quantity, samples.get(name, []), confidence, wide.half, only=only)
 
     metrics = {n: told(n, q) for n, q in found.metrics.items() if n not in PROMISED}
-    metrics |= _promised(centre, workload, found.metrics, samples, apart, confidence)
+    metrics |= _promised(centre, workload, found, samples, apart, confidence)
     energy = {n: told(n, q) for n, q in found.energy.items()}
     return Prediction(calibration, workload, metrics, energy, centre, centre.notes, found.window, found.warnings)
 
 
 def _promised(
-    cell: SimulatedCell, workload: WorkloadSpec, metrics: Mapping[str, Quantity], samples: Mapping[str, list[float]],
+    cell: SimulatedCell, workload: WorkloadSpec, found: CellAnalysis, samples: Mapping[str, list[float]],
     apart: Callable[[str], Width], confidence: float,
 ) -> dict[str, Quantity]:  # fmt: skip
     """Attainment and goodput, whose errors do not scale: near the promise a small error in latency moves many requests
@@ -101,39 +103,32 @@ def _promised(
     what the draws say, and never more than all requests of an open load. A closed loop's rate of requests is predicted
     too: its goodput is off by that rate's error as well.
     """
-    out = {n: interval(q, samples.get(n, []), confidence) for n, q in metrics.items() if n in PROMISED}
-    ends = [] if workload.slo is None else [_if_off(cell, workload, workload.slo, sign, apart) for sign in (-1.0, 1.0)]
-    for k, name in enumerate(PROMISED):
-        q = out.get(name)
-        if q is None or q.value is None:
-            continue
-        all_kept = 1.0
-        if name == "goodput_hz":
-            closed = isinstance(workload.arrivals, ClosedArrivals)
-            all_kept = np.inf if closed else max((end[2] for end in ends if end), default=np.inf)
-        known = [v for v in (q.low, q.high, q.value, *(end[k] for end in ends if end)) if v is not None]
-        high = max(min(max(known), all_kept), q.value)
-        out[name] = Quantity.of(q.value, q.unit, low=min(known), high=high, n=q.n)
-    return out
+    share, goodput = (interval(found.metrics[n], samples.get(n, []), confidence) for n in PROMISED)
+    if workload.slo is not None and share.value is not None:
+        requests, due = latencies(cell.tables, found.window), due_hz(cell.tables, workload)
+        closed = isinstance(workload.arrivals, ClosedArrivals)
+        off = float(np.exp(apart("request_rate_hz").half)) if closed else 1.0
+        ends = [float(within(requests, _if_off(workload.slo, sign, apart)).mean()) for sign in (-1.0, 1.0)]
+        share = _spanned(share, ends, 1.0)
+        goodput = _spanned(goodput, [ends[0] * due / off, ends[1] * due * off], np.inf if closed else due)
+    return dict(zip(PROMISED, (share, goodput), strict=True))
 
 
-def _if_off(
-    cell: SimulatedCell, workload: WorkloadSpec, slo: SLO, sign: float, apart: Callable[[str], Width]
-) -> tuple[float, float, float] | None:
-    """Attainment, goodput and the rate of requests due, were every latency longer (``sign`` -1) or shorter (1) by its
-    error on loads held out."""
+def _if_off(slo: SLO, sign: float, apart: Callable[[str], Width]) -> SLO:
+    """The promise whose keeping says what becomes of ``slo`` were every latency longer (``sign`` -1) or shorter (1) by
+    its error on loads held out."""
+    limits = {"ttft": slo.ttft, "tpot": slo.tpot, "e2e": slo.e2e}
+    known = {n: v * float(np.exp(sign * apart(f"{n}_p90_s").half)) for n, v in limits.items() if v is not None}
+    return slo.model_copy(update=known)
 
-    def limit(name: str, value: float | None) -> float | None:
-        return None if value is None else value * float(np.exp(sign * apart(f"{name}_p90_s").half))
 
-    scaled = {"ttft": limit("ttft", slo.ttft), "tpot": limit("tpot", slo.tpot), "e2e": limit("e2e", slo.e2e)}
-    found = slo_share(cell.tables, workload, slo.model_copy(update=scaled))
-    if found is None:
-        return None
-    share, due_hz = found
-    if isinstance(workload.arrivals, ClosedArrivals):
-        due_hz *= float(np.exp(sign * apart("request_rate_hz").half))
-    return share, share * due_hz, due_hz
+def _spanned(quantity: Quantity, ends: Sequence[float], most: float) -> Quantity:
+    """The quantity with an interval that holds the ends too, and nothing beyond ``most``."""
+    value = quantity.value
+    if value is None:
+        return quantity
+    known = [v for v in (quantity.low, quantity.high, value, *ends) if v is not None]
+    return Quantity.of(value, quantity.unit, low=min(known), high=max(min(max(known), most), value), n=quantity.n)
 
 
 def interval(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -46,9 +45,9 @@ class Comparison:
     edge: bool = False
 
     @property
-    def error(self) -> float:
-        """(predicted - measured) / measured; NaN where 0 was measured."""
-        return self.predicted / self.measured - 1.0 if self.measured else math.nan
+    def error(self) -> float | None:
+        """(predicted - measured) / measured; ``None`` where 0 was measured."""
+        return self.predicted / self.measured - 1.0 if self.measured else None
 
     @property
     def inside(self) -> bool:
@@ -130,6 +129,7 @@ class Score:
     """One metric over cells: mean and median absolute relative error, and the share of intervals that held.
 
     Attributes:
+        mean_error, median_error, worst: over the cells where something was measured (``None``: 0 in each).
         inner_error: mean over held-out loads between others (``None``: there are none).
         floor: mean error that any model keeps, since runs of one workload differ by more: half of what repeats are
             apart once each is divided by its own prediction (``None``: no repeats).
@@ -137,9 +137,9 @@ class Score:
 
     metric: str
     cells: int
-    mean_error: float
-    median_error: float
-    worst: float
+    mean_error: float | None
+    median_error: float | None
+    worst: float | None
     coverage: float
     inner_error: float | None = None
     floor: float | None = None
@@ -150,14 +150,19 @@ def scores(rows: Sequence[Comparison]) -> list[Score]:
     out = []
     for metric in dict.fromkeys(r.metric for r in rows):
         own = [r for r in rows if r.metric == metric]
-        some = [r for r in own if r.measured]
-        errors = np.abs([r.error for r in some]) if some else np.array([math.nan])
-        inner = [abs(r.error) for r in some if r.held_out and not r.edge]
+        errors = [abs(r.error) for r in own if r.error is not None]
+        inner = [abs(r.error) for r in own if r.error is not None and r.held_out and not r.edge]
+        mean, middle, worst = (float(of(errors)) if errors else None for of in (np.mean, np.median, np.max))
         out.append(
-            Score(metric, len(own), float(errors.mean()), float(np.median(errors)), float(errors.max()),
-                  float(np.mean([r.inside for r in own])), float(np.mean(inner)) if inner else None, _floor(own))
+            Score(metric, len(own), mean, middle, worst, float(np.mean([r.inside for r in own])),
+                  float(np.mean(inner)) if inner else None, _floor(own))
         )  # fmt: skip
     return out
+
+
+def percent(value: float | None, sign: str = "") -> str:
+    """An error as text; ``sign``: "+" to show the plus too."""
+    return "unknown" if value is None else f"{value:{sign}.1%}"
 
 
 def _floor(rows: Sequence[Comparison]) -> float | None:

@@ -90,7 +90,8 @@ class Profile:
         try:
             rows = _select(path, "record", "TRUE ORDER BY number")
         except duckdb.Error as error:
-            raise StoreError(f"{path} cannot be read: {error}", hint="remove the profile, or add it again") from error
+            why = str(error).splitlines()[0]
+            raise StoreError(f"{path} cannot be read: {why}", hint="remove the profile, or add it again") from error
         records = []
         for (text,) in rows:
             if (version := json.loads(text).get("schema_version", 0)) > SCHEMA_VERSION:

@@ -75,6 +75,7 @@ def _times(study: Study, workload: WorkloadSpec) -> int:
 
 
 def _loop(workload: WorkloadSpec, study: Study) -> str:
+    """How the load scatters; a closed loop counts as filling the batch where no engine is told its most sequences."""
     if not isinstance(workload.arrivals, ClosedArrivals):
         return "open"
     given = [e.options.get("max_sequences") for e in study.engines]
