@@ -28,7 +28,7 @@ from qmeter.workload.schedule import Schedule, ScheduledRequest
 
 def median(points: list[Point]) -> dict[str, float]:
     """Field → median over runs."""
-    numbers = [f.name for f in fields(Point) if f.name != "failures"]
+    numbers = [f.name for f in fields(Point) if f.name not in ("failures", "host")]
     return {name: statistics.median(getattr(p, name) for p in points) for name in numbers}
 
 

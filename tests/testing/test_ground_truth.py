@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import socket
+import statistics
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from qmeter.load import Target, drive, warn_if_beyond
 from qmeter.load.limits import Limits, load_limits, machine_name, processes_for, save_limits
 from qmeter.spec.study import ClientSpec
 from qmeter.testing import calibration
+from qmeter.testing.busy_host import Stolen, bare_read_s, stolen
 from qmeter.testing.ground_truth import GroundTruth, compiled, ground_truth, read_log
 from qmeter.workload.schedule import Schedule, ScheduledRequest
 
@@ -152,12 +155,45 @@ def test_the_climb_doubles_then_closes_in(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(
         calibration, "measure", lambda s: point(s.law[1]["rate_hz"], lost=int(s.law[1]["rate_hz"] > 700))
     )
+    monkeypatch.setattr(calibration, "stolen", lambda cores: Stolen(0.005, 4e-3))
     limits, points = calibration.calibrate(0.1, lambda _: None)
     assert [round(p.rate_hz) for p in points] == [50, 100, 200, 400, 800, 600, 700]
     assert limits is not None and (limits.requests_hz, limits.events_hz) == (700.0, 700.0 * 64)
     # AND one that holds nothing leaves no limits
     monkeypatch.setattr(calibration, "measure", lambda s: point(50.0, lost=1))
     assert calibration.calibrate(0.1, lambda _: None)[0] is None
+
+
+def test_a_rate_missed_on_a_disturbed_host_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    # GIVEN a host that somebody takes 30% of twice, at 50/s
+    runs = iter([point(50.0, lost=1), point(50.0, lost=1)])
+    monkeypatch.setattr(calibration, "measure", lambda s: next(runs, None) or point(s.law[1]["rate_hz"]))
+    monkeypatch.setattr(calibration, "stolen", lambda cores: Stolen(0.3, 8e-3))
+    monkeypatch.setattr(calibration, "cores_apart", lambda: ((0,), (1,)))
+    points = list(calibration.climb(0.1, most_hz=100.0))
+    # THEN the rate is held at the third try, and the climb goes on
+    assert [(round(p.rate_hz), p.held, p.disturbed) for p in points] == [
+        (50, False, True), (50, False, True), (50, True, False), (100, True, False)
+    ]  # fmt: skip
+    assert "30.0% of a core's time, up to 8.0 ms" in str(points[0].host)
+    # AND where it never calms down, three tries are all there are
+    monkeypatch.setattr(calibration, "measure", lambda s: point(50.0, lost=1))
+    assert len(list(calibration.climb(0.1))) == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs to pin a process to a core")
+def test_what_a_neighbour_takes_of_a_core_is_seen() -> None:
+    core = max(os.sched_getaffinity(0))
+    spin = f"import os; os.sched_setaffinity(0, {{{core}}})\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", spin]) as neighbour:
+        try:
+            time.sleep(0.5)
+            beside = stolen([core], 1.0)
+        finally:
+            neighbour.kill()
+    assert beside.disturbed and beside.share > 0.1 and beside.longest_s > 1e-3
+    with pytest.raises(RuntimeError, match="core 100000 ended"):
+        stolen([100_000], 0.1)
 
 
 def limits(**changes: object) -> Limits:
@@ -210,28 +246,73 @@ def test_processes_follow_the_demand_and_leave_the_server_a_core() -> None:
 
 @pytest.mark.timing
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs a core each for server and client")
-def test_bars_at_200_and_1000_a_second() -> None:
-    def low(p: calibration.Point) -> bool:
-        on_rate = abs(p.sent_hz / p.rate_hz - 1) < 1e-3
-        return on_rate and p.ttft_mean_s <= 0.05e-3 and p.ttft_p99_s <= 0.2e-3 and p.itl_p99_s <= 0.2e-3
+@pytest.mark.parametrize("rate_hz", [200.0, 1000.0])
+def test_bars_at_200_and_1000_a_second(rate_hz: float) -> None:
+    """Medians as the bars are stated: of three runs, of five where three miss.
 
-    def high(p: calibration.Point) -> bool:
-        return abs(p.sent_hz / p.rate_hz - 1) < 5e-3 and p.ttft_p99_s <= 0.5e-3 and not p.failures
-
-    assert low(point := _middle(200.0, low)), point
-    assert high(point := _middle(1000.0, high)), point
-
-
-def _middle(rate_hz: float, holds: Callable[[calibration.Point], bool], rounds: int = 3) -> calibration.Point:
-    """The median by TTFT error of three runs; of five, as the bars are stated, where three miss one; of fresh ones,
-    where a noisy host kept those from it too."""
-    seconds = 5.0 if rate_hz < 500 else 3.0
-    for first in range(0, 5 * rounds, 5):
+    A miss is the client's where it works no more an event than it should (:data:`BARE_READS`) on cores that nobody
+    else took and that it did not fill. Else this host cannot say, and the test says that.
+    """
+    tries: list[str] = []
+    for first in range(0, 15, 5):
         runs: list[calibration.Point] = []
         for count in (3, 5):
-            runs += [calibration.measure(calibration.schedule_of("poisson", rate_hz, seconds, seed=first + i))
-                     for i in range(len(runs), count)]  # fmt: skip
-            middle = sorted(runs, key=lambda p: p.ttft_p99_s)[len(runs) // 2]
-            if holds(middle):
-                return middle
-    return middle
+            runs += [one_run(rate_hz, seed=first + i) for i in range(len(runs), count)]
+            missed = bars_missed(rate_hz, runs)
+            if not missed:
+                return
+        others = stolen([core for cores in calibration.cores_apart() for core in cores[:1]])
+        busy = statistics.median(p.cpu_share for p in runs)
+        reads = bare_reads_an_event(runs)
+        tries.append(f"{'; '.join(missed)} ({others}; the client worked {busy:.0%}, {reads:.1f} bare reads an event)")
+        assert reads <= BARE_READS, f"the client works too much an event, at {rate_hz:.0f}/s: {tries[-1]}"
+        assert others.disturbed or busy > FULL, f"missed on a quiet host at {rate_hz:.0f}/s: {tries[-1]}"
+        time.sleep(first)
+    pytest.skip(f"this host was too busy or too slow to measure the client at {rate_hz:.0f}/s: {'. '.join(tries)}")
+
+
+BARE_READS = 3.2
+"""The client's CPU time a token event over a bare read's at the same moment: 2.0 to 2.6 in ten runs, quiet and busy."""
+FULL = 0.62
+"""CPU share of the client at 1,000/s from which one stall of 15 ms takes longer to make up than a p99 over 3 s
+leaves out: 55% on a quiet host, 61 to 66% in runs that just held the bars, 70 to 82% beside busy neighbours."""
+
+
+def bare_reads_an_event(runs: list[calibration.Point]) -> float:
+    return statistics.median(p.cpu_share / p.events_hz for p in runs) / statistics.median(
+        bare_read_s() for _ in range(3)
+    )
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs a core each for server and client")
+def test_the_client_works_little_more_than_a_bare_reader_must() -> None:
+    """A guard that a busy host does not blur: both slow down together. The best of three, since only one may be cut."""
+    reads = [bare_reads_an_event([one_run(1000.0, seed=100 + i)]) for i in range(3)]
+    assert 0.5 < min(reads) <= BARE_READS, reads
+
+
+def one_run(rate_hz: float, seed: int) -> calibration.Point:
+    return calibration.measure(calibration.schedule_of("poisson", rate_hz, 5.0 if rate_hz < 500 else 3.0, seed=seed))
+
+
+def bars_missed(rate_hz: float, runs: list[calibration.Point]) -> list[str]:
+    """What the medians over runs miss of the bars, in words; empty where they hold."""
+    most = {"rate": 1e-3, "ttft_mean_s": 0.05e-3, "ttft_p99_s": 0.2e-3, "itl_p99_s": 0.2e-3}
+    if rate_hz >= 500:
+        most = {"rate": 5e-3, "ttft_p99_s": 0.5e-3}
+    seen = {
+        name: statistics.median(abs(p.sent_hz / p.rate_hz - 1) if name == "rate" else getattr(p, name) for p in runs)
+        for name in most
+    }
+    missed = [f"{name} {seen[name]:.6f}, at most {most[name]}" for name in most if not seen[name] <= most[name]]
+    failed = [p.failures for p in runs if p.failures or p.lost]
+    return missed + ([f"runs that are invalid: {failed}"] if 2 * len(failed) > len(runs) else [])
+
+
+def test_a_median_that_misses_a_bar_is_told() -> None:
+    good, late = point(200.0), point(200.0, ttft_p99_s=3e-4)
+    assert not bars_missed(200.0, [good, late, good]) and not bars_missed(1000.0, [late] * 3)
+    assert "ttft_p99_s" in bars_missed(200.0, [late, late, good])[0]
+    assert "rate" in bars_missed(1000.0, [point(1000.0, sent_hz=990.0)] * 3)[0]
+    assert "invalid" in bars_missed(1000.0, [point(1000.0, failures=("late",))] * 2 + [good])[0]
+    assert bars_missed(200.0, [point(200.0, ttft_mean_s=float("nan"))] * 3)

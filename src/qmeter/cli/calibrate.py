@@ -50,8 +50,12 @@ def calibrate(
     if as_json:
         typer.echo(json.dumps({"limits": asdict(limits)}))
     else:
-        bound = any(p.server_bound and not p.held for p in points)
-        note = " (there the ground truth itself was at its limit: the client may hold more)" if bound else ""
+        missed = [p for p in points if not p.held]
+        note = ""
+        if any(p.disturbed for p in missed):
+            note = " (this host was disturbed while higher rates were tried: on a quiet one the client may hold more)"
+        elif any(p.server_bound for p in missed):
+            note = " (there the ground truth itself was at its limit: the client may hold more)"
         typer.echo(
             f"one client process holds {limits.requests_hz:.0f} requests/s, {limits.events_hz:.0f} token events/s{note}"
         )
@@ -69,4 +73,5 @@ def _line(point: Point) -> str:
     if point.held:
         return row
     lost = f"{point.lost} requests lost" if point.lost else "its rate or its TTFT error is over the limit"
-    return f"{row}\n  not held: {'; '.join(point.failures) or lost}"
+    host = f"; the host was disturbed: {point.host}" if point.disturbed else ""
+    return f"{row}\n  not held: {'; '.join(point.failures) or lost}{host}"

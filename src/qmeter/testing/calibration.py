@@ -6,8 +6,8 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from qmeter.load.limits import machine_name
 from qmeter.record import RequestStatus
 from qmeter.spec.study import ClientSpec
 from qmeter.testing.accuracy import Errors, errors
+from qmeter.testing.busy_host import Stolen, stolen
 from qmeter.testing.ground_truth import Log, ground_truth
 from qmeter.workload.schedule import Schedule, ScheduledRequest
 
@@ -25,6 +26,8 @@ TTFT_S, ITL_S, TOKENS = 0.02, 0.005, 64
 TTFT_ERROR_P99_S = 0.5e-3
 """A rate counts as held while the TTFT error's p99 stays below this (and the client's own proof holds)."""
 RATE_ERROR = 0.005
+AGAIN = 2
+"""How often a rate is tried again that was not held while the host was disturbed."""
 SERVER_LATE_P99_S = 2e-3
 """Where the ground truth itself runs later than this, the server is the limit, not the client."""
 
@@ -43,6 +46,7 @@ class Point:
         server_late_p99_s, events_hz: the ground truth's own lateness and the events a second it wrote.
         lost: requests that were not answered whole.
         failures: the client's broken thresholds.
+        host: what others took of the cores right after a rate that was not held; ``None`` where nobody looked.
     """
 
     rate_hz: float
@@ -58,12 +62,18 @@ class Point:
     events_hz: float
     lost: int
     failures: tuple[str, ...]
+    host: Stolen | None = None
 
     @property
     def held(self) -> bool:
         """Whether the client held this rate."""
         on_rate = abs(self.sent_hz - self.rate_hz) <= RATE_ERROR * self.rate_hz
         return not self.failures and not self.lost and on_rate and self.ttft_p99_s <= TTFT_ERROR_P99_S
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether it was not held on a host too busy to tell."""
+        return self.host is not None and self.host.disturbed
 
     @property
     def server_bound(self) -> bool:
@@ -130,12 +140,31 @@ def _p99(values: np.ndarray) -> float:
     return float(np.percentile(values, 99)) if len(values) else math.nan
 
 
+def with_host(point: Point) -> Point:
+    """The point; where it was not held, with a look at what others take of the cores at this moment."""
+    server_cores, client_cores = cores_apart()
+    cores = (*server_cores, *client_cores[:1])
+    return replace(point, host=stolen(cores)) if cores and not point.held else point
+
+
+def _judged(rate_hz: float, seconds: float) -> Generator[Point, None, Point]:
+    """Yield a rate's point, and again where a disturbed host kept it from being held; returns the last."""
+    for _ in range(1 + AGAIN):
+        point = with_host(measure(schedule_of("poisson", rate_hz, seconds)))
+        yield point
+        if point.held or not point.disturbed:
+            break
+    return point
+
+
 def climb(seconds: float = 3.0, start_hz: float = 50.0, most_hz: float = 3200.0) -> Iterator[Point]:
-    """Points at doubling rates until one is not held, then two between the last held and that one."""
+    """Points at doubling rates until one is not held, then two between the last held and that one.
+
+    A rate missed on a disturbed host is tried again, so a rate may have several points.
+    """
     low, high = 0.0, start_hz
     while high <= most_hz:
-        point = measure(schedule_of("poisson", high, seconds))
-        yield point
+        point = yield from _judged(high, seconds)
         if not point.held:
             break
         low, high = high, high * 2
@@ -145,8 +174,7 @@ def climb(seconds: float = 3.0, start_hz: float = 50.0, most_hz: float = 3200.0)
         middle = (low + high) / 2
         if low == 0.0:
             return
-        point = measure(schedule_of("poisson", middle, seconds))
-        yield point
+        point = yield from _judged(middle, seconds)
         low, high = (middle, high) if point.held else (low, middle)
 
 
