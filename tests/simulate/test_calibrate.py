@@ -118,6 +118,19 @@ def test_predictions_carry_intervals_and_energy(calibration):
     assert found.energy["j_per_output_token"].value > 0
 
 
+def test_a_window_that_outlasts_its_requests_has_energy(calibration):
+    """GIVEN a load whose last request ends seconds before its window THEN telemetry goes on, at idle power."""
+    spec = workload({"kind": "poisson", "rate": "0.3/s"}, 20.0)
+    schedule = build(spec, 5, Vocabulary(size=32000))
+    cell = run_cell(calibration, schedule, seed=5)
+    last_s = float(np.nanmax(cell.tables.requests.end_s))
+    assert last_s < 21.0, "the load is one that the test means"
+    t_s, power_w = cell.tables.telemetry.of("gpu0.power_w")
+    assert t_s[-1] >= 22.0 and power_w[t_s > last_s + 0.5] == pytest.approx(calibration.step_model().idle_w, rel=0.01)
+    energy = predict(calibration, spec, seed=5, draws=4).energy
+    assert energy["j_per_output_token"].value > 0 and energy["energy_j"].value > 0
+
+
 def test_a_question_outside_the_support_is_refused_with_the_reason(calibration):
     far = workload({"kind": "poisson", "rate": "2/s"}, 4.0, prompt_tokens={"kind": "fixed", "tokens": 3000})
     with pytest.raises(AnalysisError, match="does not cover this question: request length"):

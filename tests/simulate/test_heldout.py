@@ -7,7 +7,17 @@ from records import study, workload
 from qmeter.analysis.stats import t_quantile
 from qmeter.record import Quantity
 from qmeter.simulate import calibrate, load_calibrations, predict, save
-from qmeter.simulate.heldout import calibrate_checked, half_width, held_out_errors, log_errors, width, with_peers
+from qmeter.simulate.heldout import (
+    calibrate_checked,
+    half_width,
+    held_out_errors,
+    keeps_up,
+    log_errors,
+    of_kind,
+    width,
+    width_for,
+    with_peers,
+)
 from qmeter.simulate.predict import interval
 from qmeter.simulate.validate import leave_one_out
 from qmeter.spec.workload import SLO
@@ -180,3 +190,41 @@ def test_such_a_width_is_the_interval_whatever_the_draws():
     sample = list(np.linspace(0.5, 1.5, 24))
     told = interval(Quantity.of(1.0, "s"), sample, 0.9, 0.05, only=True)
     assert told.low == pytest.approx(np.exp(-0.05), rel=1e-3) and told.high == pytest.approx(np.exp(0.05), rel=1e-3)
+
+
+def test_what_arrivals_fix_is_as_wide_as_its_errors_in_open_loads(checked):
+    """GIVEN open loads right within 1% and closed loops within 10% THEN the interval of each is its own, and where a
+    kind has too few errors both stand in."""
+    fit = checked.model_copy(update={"held_out": {
+        "throughput_tok_s": (0.01,) * 10 + (0.1,) * 10, "tpot_mean_s": (0.05,) * 20,
+        of_kind("throughput_tok_s", True): (0.01,) * 10, of_kind("throughput_tok_s", False): (0.1,) * 10,
+    }})  # fmt: skip
+    widths = [width_for(fit, "throughput_tok_s", kept, 0.9) for kept in (True, False)]
+    assert [w.half for w in widths] == [0.01, 0.1] and all(w.alone for w in widths)
+    assert width_for(fit, "tpot_mean_s", True, 0.9).half == 0.05
+    few = fit.model_copy(update={"held_out": fit.held_out | {of_kind("throughput_tok_s", True): (0.01,) * 3}})
+    assert width_for(few, "throughput_tok_s", True, 0.9).half == 0.1
+    many = few.model_copy(update={"peers_held_out": {of_kind("throughput_tok_s", True): (0.02,) * 6}})
+    some = width_for(many, "throughput_tok_s", True, 0.9)
+    assert some.half == 0.02 and some.alone
+    five = few.model_copy(update={"peers_held_out": {of_kind("throughput_tok_s", True): (0.02,) * 2}})
+    some = width_for(five, "throughput_tok_s", True, 0.9)
+    assert some.half == half_width((0.01, 0.01, 0.01, 0.02, 0.02), 0.9) and not some.alone
+
+
+def test_errors_of_rates_are_kept_by_kind_of_load(checked):
+    """GIVEN two open loads that are kept up with and a closed loop THEN the errors come apart so, one alone too."""
+    assert len(checked.held_out["throughput_tok_s"]) == 3
+    assert checked.held_out[of_kind("throughput_tok_s", True)] == checked.held_out["throughput_tok_s"][:2]
+    assert checked.held_out[of_kind("throughput_tok_s", False)] == checked.held_out["throughput_tok_s"][2:]
+
+
+def test_an_open_load_that_outruns_the_deployment_is_fixed_by_the_engine():
+    def rates(done, due, flying, window_s=30.0):
+        values = {"request_rate_hz": done, "offered_rate_hz": due, "requests_ended": done * window_s}
+        return {n: Quantity.of(v, "1/s") for n, v in {**values, "in_flight_mean": flying}.items()}
+
+    assert keeps_up(LOADS[0], rates(19.5, 20.0, 40.0)) and not keeps_up(LOADS[0], rates(12.0, 20.0, 200.0))
+    assert keeps_up(LOADS[0], rates(1.5, 2.0, 3.0, 8.0)), "four of sixteen in flight at the end are chance"
+    assert not keeps_up(LOADS[2], rates(2.0, 2.0, 24.0)), "a closed loop's arrivals follow the engine"
+    assert not keeps_up(LOADS[0], {}) and not keeps_up(LOADS[0], rates(0.0, 2.0, 9.0))

@@ -17,7 +17,7 @@ from rich.table import Column, Table
 
 from qmeter.analysis.keys import device_of, key_of
 from qmeter.analysis.points import family_of, load_of
-from qmeter.errors import QMeterError
+from qmeter.errors import QMeterError, StoreError
 from qmeter.record import CellStatus, Record, RecordKind
 from qmeter.spec.study import NAME
 from qmeter.store import ProfileInfo, StudyStore, list_profiles, open_results, write_profile
@@ -88,8 +88,13 @@ def _points(records: Iterable[Record]) -> set[tuple[Any, ...]]:
 
 def _list(as_json: bool) -> None:
     table = Table(Column("profile", no_wrap=True), "device", "models", "methods", "cells", "from")
+    unreadable = []
     for info in list_profiles():
-        facts = _facts(info)
+        try:
+            facts = _facts(info)
+        except QMeterError as error:
+            unreadable.append(error)
+            continue
         if as_json:
             typer.echo(json.dumps(facts))
         else:
@@ -98,6 +103,9 @@ def _list(as_json: bool) -> None:
                           str(len(facts["methods"])), facts["kinds"], origin)  # fmt: skip
     if not as_json:
         Console().print(table)
+    if unreadable:
+        told = "; ".join(error.message for error in unreadable)
+        raise StoreError(f"not listed: {told}", hint=unreadable[0].hint)
 
 
 def _facts(info: ProfileInfo) -> dict[str, Any]:

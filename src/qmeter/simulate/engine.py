@@ -79,8 +79,9 @@ def run_cell(
     result = simulate(at_scheduler(load, model), rules, model, detail=True)
     notes = check(calibration, load, result, allow=allow_extrapolation)
     sent = _sent(schedule, load, result, model)
-    limit_s = schedule.warmup_s + schedule.window_s + schedule.drain_s
-    tables = tables_of(load, result, sent, model, rules, limit_s, calibration.energy_series)
+    window_end_s = schedule.warmup_s + schedule.window_s
+    limit_s = window_end_s + schedule.drain_s
+    tables = tables_of(load, result, sent, model, rules, limit_s, calibration.energy_series, window_end_s)
     return SimulatedCell(tables, _series(calibration), EffectiveConfig(**calibration.effective), calibration.id, notes,
                          result)  # fmt: skip
 
@@ -107,9 +108,13 @@ def _sent(schedule: Schedule, load: SimLoad, result: SimResult, model: StepModel
 
 
 def tables_of(
-    load: SimLoad, result: SimResult, sent: F64, model: StepModel, rules: Rules, limit_s: float, energy: str | None
-) -> CellTables:
-    """A run as the four tables. The client stamps ``output_s`` after a token was sent on, waits until ``limit_s``."""
+    load: SimLoad, result: SimResult, sent: F64, model: StepModel, rules: Rules, limit_s: float, energy: str | None,
+    window_end_s: float = 0.0,
+) -> CellTables:  # fmt: skip
+    """A run as the four tables. The client stamps ``output_s`` after a token was sent on, waits until ``limit_s``.
+
+    Telemetry goes on to ``window_end_s`` at least, as a recorder's does where the last request ends before.
+    """
     detail = result.detail
     assert detail is not None
     token_s = _sent_on(detail) + model.output_s
@@ -135,7 +140,8 @@ def tables_of(
         decode_tokens=_i32(detail.step_decodes),
         kv_use=detail.step_used / rules.usable_blocks,
     )  # fmt: skip
-    telemetry = _joined(_telemetry(detail, model, energy, limit_s), _state(detail, rules, limit_s))
+    at = _sampled_s(detail, limit_s, window_end_s)
+    telemetry = _joined(_telemetry(detail, model, energy, at), _state(detail, rules, at))
     chosen = Requests(**{name: column[keep] for name, column in requests.columns().items()})
     return CellTables(chosen, tokens, telemetry, steps)
 
@@ -149,7 +155,6 @@ def _requests(load: SimLoad, sent: F64, first: F64, last: F64, counts: NDArray[n
     reason[done] = "length"
     return Requests(
         intended_s=sent, sent_s=sent, first_token_s=first, last_token_s=last, end_s=np.where(done, last, limit_s),
-        
         prompt_tokens_asked=_i32(load.prompt), output_tokens_asked=_i32(load.output), prompt_tokens=_i32(load.prompt),
         output_tokens=_i32(counts), status=status, http_status=np.full(n, 200, dtype=np.int32),
         finish_reason=reason, task=nothing, item=nothing, text=nothing,
@@ -173,11 +178,16 @@ def step_energy(detail: Detail, model: StepModel) -> F64:
     return np.asarray(model.busy_w * detail.step_s + detail.step_work_j, dtype=np.float64)
 
 
-def _telemetry(detail: Detail, model: StepModel, energy: str | None, limit_s: float) -> Telemetry:
+def _sampled_s(detail: Detail, limit_s: float, window_end_s: float) -> F64:
+    """When telemetry is read: until the last step and the window have ended, or nobody waits any more."""
+    last_s = max(float(detail.step_start_s[-1] + detail.step_s[-1]) if len(detail.step_s) else 0.0, window_end_s)
+    return np.arange(0.0, min(limit_s, last_s) + TELEMETRY_S, TELEMETRY_S)
+
+
+def _telemetry(detail: Detail, model: StepModel, energy: str | None, at: F64) -> Telemetry:
     if energy is None or not len(detail.step_s):
         return Telemetry.empty()  # type: ignore[no-any-return]
     end = detail.step_start_s + detail.step_s
-    at = np.arange(0.0, min(limit_s, float(end[-1])) + TELEMETRY_S, TELEMETRY_S)
     edges = np.maximum.accumulate(np.column_stack([detail.step_start_s, end]).ravel())
     spent = np.concatenate(([0.0], np.cumsum(step_energy(detail, model))))
     busy = np.concatenate(([0.0], np.cumsum(detail.step_s)))
@@ -189,12 +199,11 @@ def _telemetry(detail: Detail, model: StepModel, energy: str | None, limit_s: fl
     return Telemetry(series=series, t_s=np.tile(at, 2), value=np.concatenate([joules, power]))
 
 
-def _state(detail: Detail, rules: Rules, limit_s: float) -> Telemetry:
+def _state(detail: Detail, rules: Rules, at: F64) -> Telemetry:
     """The engine's own series, sampled as a recorder would: each reading is of the step then running."""
     if not len(detail.step_s):
         return Telemetry.empty()  # type: ignore[no-any-return]
     end = detail.step_start_s + detail.step_s
-    at = np.arange(0.0, min(limit_s, float(end[-1])) + TELEMETRY_S, TELEMETRY_S)
     step = np.searchsorted(detail.step_start_s, at, side="right") - 1
     busy = (step >= 0) & (at < end[np.maximum(step, 0)])
     values = (detail.step_running, detail.step_waiting, detail.step_used / rules.usable_blocks)

@@ -20,7 +20,7 @@ from qmeter.record import CellStatus, Quantity, Record, RecordKind
 from qmeter.simulate.calibrate import DRAWS, Tables, calibrate
 from qmeter.simulate.calibration import Calibration
 from qmeter.simulate.engine import run_cell
-from qmeter.spec.workload import WorkloadSpec
+from qmeter.spec.workload import ClosedArrivals, WorkloadSpec
 from qmeter.workload import Vocabulary, build
 
 VOCABULARY = 32000
@@ -29,6 +29,12 @@ SEED = 1
 Fitter = Callable[[Sequence[Record], Tables], Calibration]
 LEAST_LOADS = 2
 """Errors that make an interval: one alone would give Student's t with its one degree of freedom."""
+FIXED = ("request_rate_hz", "throughput_tok_s", "total_tok_s")
+"""Rates that the arrivals fix where an open load is kept up with; where it is not, or in a closed loop, the engine."""
+BEHIND = 0.1
+"""Share of the requests due in a window that may end after it in a load kept up with, beside what chance leaves."""
+LEAST_OF_KIND = 5
+"""Errors on loads of one kind from which on they, not those of all loads, make the interval."""
 LEAST_FITTED = 2
 """Loads that a fit must rest on for its error to count: on one load it cannot tell what grows with the load."""
 
@@ -67,7 +73,8 @@ def held_out_errors(
 ) -> dict[str, tuple[float, ...]]:
     """For each metric one error a load: log(measured / predicted by a fit without it); repeats: root mean square.
 
-    Shares and counts have none; nor has anything where too few loads are left to fit from.
+    The :data:`FIXED` rates have them once more by kind of load (:func:`of_kind`), be it for one load alone: only pools
+    are made of these. Shares and counts have none; nor has anything where too few loads are left to fit from.
     """
     used = [r for r in records if r.status is CellStatus.OK and r.kind is RecordKind.MEASURED]
     names = dict.fromkeys(load_name(r) for r in used)
@@ -82,7 +89,27 @@ def held_out_errors(
         for metric in dict.fromkeys(m for errors in own for m in errors):
             squares = [errors[metric] ** 2 for errors in own if metric in errors]
             found.setdefault(metric, []).append(float(np.sqrt(np.mean(squares))))
-    return {m: tuple(round(e, 5) for e in errors) for m, errors in found.items() if len(errors) >= LEAST_LOADS}
+    pooled = {of_kind(name, kept) for name in FIXED for kept in (True, False)}
+    kinds = {m: errors for m, errors in found.items() if len(errors) >= LEAST_LOADS or m in pooled}
+    return {m: tuple(round(e, 5) for e in errors) for m, errors in kinds.items()}
+
+
+def keeps_up(workload: WorkloadSpec, metrics: Mapping[str, Quantity]) -> bool:
+    """Whether it is an open load that the deployment kept up with, by the ``metrics`` of its (simulated) run.
+
+    The requests in flight at a window's two ends differ by chance too: by two standard deviations of Poisson counts.
+    """
+    names = ("offered_rate_hz", "request_rate_hz", "requests_ended", "in_flight_mean")
+    due_hz, done_hz, done, flying = (metrics[n].value if n in metrics else None for n in names)
+    if isinstance(workload.arrivals, ClosedArrivals) or not (due_hz and done_hz and done) or flying is None:
+        return False
+    due = done * due_hz / done_hz
+    return due - done <= BEHIND * due + 2 * math.sqrt(2 * flying)
+
+
+def of_kind(metric: str, kept: bool) -> str:
+    """The name under which errors of one of the :data:`FIXED` rates are kept for loads of one kind."""
+    return f"{metric} {'arrivals' if kept else 'engine'}"
 
 
 def with_peers(fits: Sequence[Calibration]) -> list[Calibration]:
@@ -118,7 +145,9 @@ def _errors(fit: Calibration, record: Record) -> dict[str, float]:
     schedule = build(workload, int(record.cell["seed"]), Vocabulary(size=VOCABULARY))
     cell = run_cell(fit, schedule, seed=SEED, allow_extrapolation=True)
     numbers = analyse(cell.tables, workload, cell.series, seed=SEED)
-    return log_errors({**record.metrics, **record.energy}, {**numbers.metrics, **numbers.energy})
+    errors = log_errors({**record.metrics, **record.energy}, {**numbers.metrics, **numbers.energy})
+    kept = keeps_up(workload, numbers.metrics)
+    return errors | {of_kind(name, kept): errors[name] for name in FIXED if name in errors}
 
 
 def log_errors(measured: Mapping[str, Quantity], predicted: Mapping[str, Quantity]) -> dict[str, float]:
@@ -134,6 +163,20 @@ class Width:
 
     half: float
     alone: bool
+
+
+def width_for(fit: Calibration, metric: str, kept: bool, confidence: float) -> Width:
+    """The width of a metric's interval by what is known of ``fit`` and its peers.
+
+    One of the :data:`FIXED` rates' is by the errors on loads of its own kind (``kept``: :func:`keeps_up`), the
+    deployment's and its peers' alike, where there are :data:`LEAST_OF_KIND`.
+    """
+    if metric in FIXED:
+        name = of_kind(metric, kept)
+        pool = (*fit.held_out.get(name, ()), *fit.peers_held_out.get(name, ()))
+        if len(pool) >= LEAST_OF_KIND:
+            return width(pool, (), confidence)
+    return width(fit.held_out.get(metric, ()), fit.peers_held_out.get(metric, ()), confidence)
 
 
 def width(own: Sequence[float], peers: Sequence[float], confidence: float) -> Width:

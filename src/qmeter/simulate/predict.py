@@ -13,7 +13,7 @@ from qmeter.analysis.rates import within
 from qmeter.record import Quantity, Reason, Window
 from qmeter.simulate.calibration import Calibration
 from qmeter.simulate.engine import SimulatedCell, run_cell
-from qmeter.simulate.heldout import VOCABULARY, Width, width
+from qmeter.simulate.heldout import VOCABULARY, Width, keeps_up, width_for
 from qmeter.spec.workload import SLO, ClosedArrivals, WorkloadSpec
 from qmeter.workload import Vocabulary, build
 from qmeter.workload.schedule import Schedule
@@ -77,9 +77,10 @@ def predict(
         if on_draw:
             on_draw(draw + 1, draws)
 
+    kept = keeps_up(workload, found.metrics)
+
     def apart(name: str) -> Width:
-        own, peers = calibration.held_out.get(name, ()), calibration.peers_held_out.get(name, ())
-        return width(own, peers, confidence)
+        return width_for(calibration, name, kept, confidence)
 
     def told(name: str, quantity: Quantity) -> Quantity:
         wide = apart(name)

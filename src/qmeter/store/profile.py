@@ -76,8 +76,16 @@ class Profile:
 
     @property
     def study(self) -> Study:
-        """The resolved study that it comes from."""
-        return Study.model_validate_json((self.folder / "study.json").read_text())
+        """The resolved study that it comes from.
+
+        Raises:
+            StoreError: it has none, or one that cannot be read.
+        """
+        path = self.folder / "study.json"
+        try:
+            return Study.model_validate_json(path.read_text())
+        except (OSError, ValueError) as error:
+            raise _unreadable(path, error) from error
 
     def records(self) -> list[Record]:
         """Every record.
@@ -90,15 +98,19 @@ class Profile:
         try:
             rows = _select(path, "record", "TRUE ORDER BY number")
         except duckdb.Error as error:
-            why = str(error).splitlines()[0]
-            raise StoreError(f"{path} cannot be read: {why}", hint="remove the profile, or add it again") from error
+            raise _unreadable(path, error) from error
         records = []
         for (text,) in rows:
-            if (version := json.loads(text).get("schema_version", 0)) > SCHEMA_VERSION:
+            try:
+                version = json.loads(text).get("schema_version", 0)
+                newer = version > SCHEMA_VERSION
+                records += [] if newer else [Record.model_validate_json(text)]
+            except (ValueError, TypeError, AttributeError) as error:
+                raise _unreadable(path, error) from error
+            if newer:
                 raise IncompatibleRecords(
                     f"{self.folder}: schema {version} is newer than {SCHEMA_VERSION}", hint="upgrade"
                 )
-            records.append(Record.model_validate_json(text))
         return records
 
     def tables(self, record: Record) -> CellTables:
@@ -116,6 +128,11 @@ class Profile:
             name: [self.folder / f"{name}.parquet"] for name in TABLES if (self.folder / f"{name}.parquet").exists()
         }
         return run_query(present, self.records(), sql, cell_in_path=False)
+
+
+def _unreadable(path: Path, error: Exception) -> StoreError:
+    why = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return StoreError(f"{path} cannot be read: {why}", hint="remove the profile, or add it again")
 
 
 def write_profile(store: StudyStore, folder: Path, *, with_tokens: bool = False) -> Path:
