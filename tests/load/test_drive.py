@@ -402,3 +402,35 @@ def test_a_client_process_that_hangs_is_ended_and_makes_the_result_invalid(
     assert statuses.count(RequestStatus.OK.value) == (20 if processes == 2 else 0)
     assert statuses.count(RequestStatus.UNSENT.value) == (20 if processes == 2 else 40)
     assert np.isnan(result.requests.sent_s[[s == "unsent" for s in statuses]]).all()
+
+
+def test_stamps_that_late_reads_made_late_are_doubted_and_break_the_proof() -> None:
+    # GIVEN tokens 10 ms apart and a client that stands still for 150 ms meanwhile
+    asked = schedule("constant", 100.0, 200, tokens=20)
+    found: list[int] = []
+
+    def stand_still() -> None:
+        stop_a_worker(found, 1)
+        time.sleep(0.15)
+        os.kill(found[0], signal.SIGCONT)
+
+    with ground_truth(0.05, 0.01) as truth:
+        thread = threading.Thread(target=stand_still)
+        thread.start()
+        origin_s = time.monotonic()
+        result = run(asked, truth.base_url, origin_s=origin_s)
+        thread.join()
+        wrong = errors(result, truth.log(), origin_monotonic_s=origin_s)
+    # THEN the error that this makes, far above the limits, is known from inside to within a factor of two or so
+    true_s, told = float(np.percentile(wrong.ttft_s, 99)), result.proof.checks["ttft_stamp_doubt_p99"]
+    assert true_s > 0.02 and told.value is not None and true_s / 2 < told.value < 4 * true_s, (true_s, told.value)
+    assert "client_behind" in [f.kind for f in result.proof.failures]
+    assert found
+
+
+def test_what_ends_a_stream_makes_no_doubt_however_late_it_is_read() -> None:
+    # GIVEN one token a request, its end in the same read
+    asked = schedule("constant", 100.0, 100, tokens=1)
+    with ground_truth(0.02, 0.01) as truth:
+        result = run(asked, truth.base_url)
+    assert result.proof.checks["ttft_stamp_doubt_p99"].value == 0.0

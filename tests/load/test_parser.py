@@ -8,13 +8,14 @@ import subprocess
 import sys
 from array import array
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qmeter.load.completion import PERHAPS, TEXT, BadEvent, read_event, settle
 from qmeter.load.http import BadResponse, ResponseReader
-from qmeter.load.parse import Ending, Parsed, StreamParser
+from qmeter.load.parse import Ending, Parsed, StreamParser, stamp_doubt
 from qmeter.load.plan import Outcome
 from qmeter.load.sse import EventReader
 from qmeter.record import RequestStatus
@@ -159,9 +160,19 @@ def test_events_read_together_are_marked_but_the_last() -> None:
     data = stream([token("a"), token("b"), token("c", "stop")])
     cut = data.index(b"[DONE]") - len(b"e\r\ndata: ")
     parser = StreamParser(keep_text=False)
-    parser.feed(data[:cut], 5, 0)
-    parser.feed(data[cut:], 9, 0)
-    assert list(parser.finish(Outcome.COMPLETE, None).coalesced) == [1, 1, 0]
+    parser.feed(data[:cut], 5, 0, 3)
+    parser.feed(data[cut:], 9, 0, 7)
+    parsed = parser.finish(Outcome.COMPLETE, None)
+    assert list(parsed.coalesced) == [1, 1, 0]
+    assert list(parsed.doubt_ns) == [3, 3, 0], "the last has the read's own stamp"
+
+
+def test_a_stamp_is_as_doubtful_as_the_loop_was_late_around_it() -> None:
+    ms = 1_000_000
+    user = np.array([0, 10, 11, 12, 30]) * ms
+    lag = np.array([0.1, 9.0, 0.2, 3.0, 0.3]) * ms
+    assert stamp_doubt(user, lag.astype(np.int64)).tolist() == [0.1 * ms, 9 * ms, 9 * ms, 9 * ms, 0.3 * ms]
+    assert len(stamp_doubt(np.empty(0, np.int64), np.empty(0, np.int64))) == 0
 
 
 # -- token counts --------------------------------------------------------------------------------------------------

@@ -23,6 +23,9 @@ GOOD = Observed(
     kernel_reads=1000,
     token_events=1000,
     coalesced=5,
+    doubt_s=np.zeros(1000),
+    first_events=np.arange(0, 1000, 50),
+    gap_p50_s=0.01,
     cpu_share=0.2,
     client_faults={},
     exhausted=False,
@@ -42,6 +45,18 @@ def test_a_good_run_breaks_nothing_and_says_so_in_numbers() -> None:
     assert set(checks) >= {"send_lateness_p50", "send_lateness_max", "loop_lag_p99", "arrival_ks_p", "cpu_share"}
 
 
+def test_stamps_may_be_late_by_what_they_distort() -> None:
+    """First tokens are judged by the TTFT, the others by the time between them."""
+    every, firsts = np.full(1000, 0.004), np.zeros(1000)
+    firsts[GOOD.first_events] = 0.004
+    assert [f.kind for f in prove(replace(GOOD, doubt_s=firsts)).failures] == ["client_behind"]
+    assert not prove(replace(GOOD, doubt_s=firsts, ttft_p50_s=0.1)).failures, "5% of it is 5 ms"
+    assert "later tokens so late" in prove(replace(GOOD, doubt_s=every, ttft_p50_s=1.0)).failures[0].message
+    assert not prove(replace(GOOD, doubt_s=every, ttft_p50_s=1.0, gap_p50_s=0.05)).failures
+    nothing = prove(replace(GOOD, doubt_s=np.empty(0), first_events=np.empty(0, np.int64), gap_p50_s=None))
+    assert not nothing.failures and nothing.checks["ttft_stamp_doubt_p99"].value is None
+
+
 late = INTENDED.copy()
 late[::50] += 0.03
 FAULTS = {
@@ -50,6 +65,7 @@ FAULTS = {
     "client_arrivals": replace(GOOD, dispatched_s=np.ceil(INTENDED / 0.004) * 0.004, ttft_p50_s=10.0),
     "schedule_law": replace(GOOD, intended_s=np.arange(2000) / 200, dispatched_s=np.arange(2000) / 200),
     "client_stamps": replace(GOOD, kernel_reads=500, lag_s=np.full(100, 0.02)),
+    "client_behind": replace(GOOD, doubt_s=np.where(np.arange(1000) % 40, 0.0, 0.004)),
     "client_cpu": replace(GOOD, cpu_share=0.99),
     "client_sockets": replace(GOOD, client_faults={"EMFILE": 3}),
     "schedule_exhausted": replace(GOOD, exhausted=True),

@@ -47,7 +47,8 @@ def lost_share(schedule: Schedule, process: int, processes: int, start_ns: int) 
         "error": wire.pack_texts([why] * len(mine)),
         "token_request": nothing, "token_t_ns": nothing, "token_n": np.empty(0, np.int32),
         "token_clock": np.empty(0, np.uint8), "token_coalesced": np.empty(0, np.uint8),
-        "lag_ns": nothing, "loop_lag": np.zeros(len(LoopResult([], [], [], [], []).lag_buckets), np.int64),
+        "token_doubt_ns": nothing, "lag_ns": nothing,
+        "loop_lag": np.zeros(len(LoopResult([], [], [], [], []).lag_buckets), np.int64),
     }  # fmt: skip
 
 

@@ -143,12 +143,27 @@ def _observed(schedule: Schedule, whole: Arrays, shares: list[Arrays], reports: 
         kernel_reads=kernel,
         token_events=len(tokens),
         coalesced=int(tokens.coalesced.sum()),
+        doubt_s=_doubt(whole),
+        first_events=np.flatnonzero(np.diff(tokens.request, prepend=-1)),
+        gap_p50_s=_median(np.diff(tokens.t_s)[np.diff(tokens.request) == 0]),
         cpu_share=max(r["cpu_share"] for r in reports),
         client_faults=faults,
         exhausted=bool(closed and went.all() and np.nanmax(whole["end_ns"]) < load_ns),
         retried=sum(r["retried"] for r in reports),
         processes=len(shares),
     )
+
+
+def _doubt(whole: Arrays) -> F64:
+    """Of each token event, by how much its stamp may be late: nothing unless another token came in the same read.
+
+    What ends a stream (usage, ``[DONE]``) is sent with the last token, so that sharing a read with it says nothing.
+    """
+    keep = whole["token_n"] > 0
+    request, t_ns = whole["token_request"][keep], whole["token_t_ns"][keep]
+    shared = np.append((request[1:] == request[:-1]) & (t_ns[1:] == t_ns[:-1]), False)[: len(request)]
+    doubt: F64 = np.where(shared, whole["token_doubt_ns"][keep] / 1e9, 0.0)
+    return doubt
 
 
 def _median(values: F64) -> float | None:

@@ -55,7 +55,10 @@ _BODY_KEPT = 2000
 
 @dataclass
 class Parsed:
-    """One request, read: its status, its server-side counts, and its token events as parallel lists."""
+    """One request, read: its status, its server-side counts, and its token events as parallel lists.
+
+    ``doubt_ns``: how much earlier than its stamp each event may have come (:func:`stamp_doubt`).
+    """
 
     status: Ending = Ending.UNSENT
     http_status: int = 0
@@ -68,6 +71,7 @@ class Parsed:
     n: array[int] = field(default_factory=lambda: array("i"))
     user_clock: bytearray = field(default_factory=bytearray)
     coalesced: bytearray = field(default_factory=bytearray)
+    doubt_ns: array[int] = field(default_factory=lambda: array("q"))
 
 
 class StreamParser:
@@ -84,12 +88,18 @@ class StreamParser:
         self._stated = 0
         self._saw_done = self._bad = self._errored = False
         self._body_at = (0, 1)
+        self._doubt_ns = 0
         self.out = Parsed()
 
-    def feed(self, data: bytes, t_ns: int, user_clock: int) -> None:
-        """Take one read with its stamp. Never raises: what cannot be read becomes the request's error."""
+    def feed(self, data: bytes, t_ns: int, user_clock: int, doubt_ns: int = 0) -> None:
+        """Take one read with its stamp. Never raises: what cannot be read becomes the request's error.
+
+        Args:
+            doubt_ns: how much earlier than the stamp events before the read's last may have come.
+        """
         if self._bad:
             return
+        self._doubt_ns = doubt_ns
         try:
             body = self._reader.feed(data)
             if body:
@@ -188,6 +198,7 @@ class StreamParser:
         out.n.append(n)
         out.user_clock.append(user_clock)
         out.coalesced.append(coalesced)
+        out.doubt_ns.append(self._doubt_ns if coalesced else 0)
         self._how.append(how)
         self._lengths.append(len(event.text))
         self._finished.append(event.finish_reason is not None)
@@ -264,6 +275,28 @@ class StampStatistics:
 
 
 _LAG_SAMPLES = 200_000
+NEAR_NS = 2_000_000
+"""Reads so close together in time are late alike: the loop works off one backlog."""
+
+
+def stamp_doubt(user_ns: NDArray[np.int64], lag_ns: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How long before its read's stamp an event may have come that was read together with later ones.
+
+    A read's stamp is its last segment's; an earlier segment waited as long as the loop was late, and the reads around
+    tell how late that was: the longest lag among them.
+
+    Args:
+        user_ns: when each read returned, ascending; shape (n,).
+        lag_ns: how long after its stamp that was; shape (n,).
+    """
+    n = len(user_ns)
+    if not n:
+        return lag_ns
+    first = np.searchsorted(user_ns, user_ns - NEAR_NS, "left")
+    last = np.searchsorted(user_ns, user_ns + NEAR_NS, "right")
+    padded = np.append(lag_ns, 0)
+    longest: NDArray[np.int64] = np.maximum.reduceat(padded, np.column_stack([first, last]).ravel())[::2]
+    return longest
 
 
 def parse_spool(spool: Spool, anchors: ClockAnchors, outcomes: list[int], errors: dict[int, str], *,
@@ -276,17 +309,23 @@ def parse_spool(spool: Spool, anchors: ClockAnchors, outcomes: list[int], errors
     parsers: dict[int, StreamParser] = {}
     reads = kernel_reads = 0
     lags: list[NDArray[np.int64]] = []
+    before: dict[int, int] = {}
     for batch in spool.batches():
         kernel, user = spool.stamps(batch)
         at, clock = anchors.to_monotonic(kernel, user)
         reads += len(batch)
         kernel_reads += int((clock == 0).sum())
         lags.append((user - at)[clock == 0])
-        for (request, _, _, data), t_ns, user_clock in zip(batch, at.tolist(), clock.tolist(), strict=True):
+        doubts = stamp_doubt(user, user - at).tolist()
+        for (request, _, read_ns, data), t_ns, user_clock, doubt_ns in zip(
+            batch, at.tolist(), clock.tolist(), doubts, strict=True
+        ):
             parser = parsers.get(request)
             if parser is None:
                 parser = parsers[request] = StreamParser(keep_text)
-            parser.feed(data, t_ns, user_clock)
+            # nothing in it can have come before the last read of the same stream, which emptied the socket
+            parser.feed(data, t_ns, user_clock, min(doubt_ns, max(t_ns - before.get(request, 0), 0)))
+            before[request] = read_ns
     parsed = []
     for request, outcome in enumerate(outcomes):
         parser = parsers.pop(request, None) or StreamParser(keep_text)

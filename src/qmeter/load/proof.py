@@ -32,6 +32,8 @@ LAG_P99_S = 5e-3
 """Reads later than this at p99 make user-space stamps worthless (kernel stamps do not mind)."""
 KERNEL_SHARE = 0.99
 """With fewer kernel stamps than this the read lag is judged."""
+DOUBT_SHARE, DOUBT_LEAST_S = 0.1, 2e-3
+"""Token events may have come this share of the run's median gap before their stamps at p99, at least so much."""
 CPU_SHARE = 0.95
 """Work (without idle spinning) of the busiest process: beyond it the loop runs behind without knowing."""
 
@@ -48,6 +50,9 @@ class Observed:
             the loop was away from its sockets ("loop").
         reads, kernel_reads: reads in all, and those with a kernel stamp.
         token_events, coalesced: token events, and those read together with later ones.
+        doubt_s: of each token event, how much earlier than its stamp it may have come since it was read late together
+            with later ones; ``first_events``: which of them are a request's first.
+        gap_p50_s: median time between two token events of a request, ``None`` where there is none.
         cpu_share: CPU time of the busiest process without idle spinning, over the run's length.
         client_faults: errno name → how often the client's host refused a socket.
         exhausted: the closed loop ran out of requests before its window ended.
@@ -65,6 +70,9 @@ class Observed:
     kernel_reads: int
     token_events: int
     coalesced: int
+    doubt_s: F64
+    first_events: NDArray[np.int64]
+    gap_p50_s: float | None
     cpu_share: float
     client_faults: dict[str, int]
     exhausted: bool
@@ -149,6 +157,10 @@ def _stamps(seen: Observed) -> Checks:
         checks["loop_lag_p99"] = Quantity.unknown("s", "nothing was read")
     checks["kernel_stamp_share"] = _share(seen.kernel_reads, seen.reads, "nothing was read")
     checks["coalesced_share"] = _share(seen.coalesced, seen.token_events, "no token arrived")
+    first, later = seen.doubt_s[seen.first_events], np.delete(seen.doubt_s, seen.first_events)
+    for name, doubt in (("ttft_stamp_doubt_p99", first), ("itl_stamp_doubt_p99", later)):
+        known = Quantity.of(float(np.percentile(doubt, 99)), "s", n=len(doubt)) if len(doubt) else None
+        checks[name] = known or Quantity.unknown("s", "no token arrived")
     return checks
 
 
@@ -172,11 +184,15 @@ def _reason(kind: str, message: str, hint: str = _MORE) -> Reason:
 
 def _rule_lateness(seen: Observed, checks: Checks) -> Reason | None:
     late = checks["send_lateness_p99"].value
-    limit = min(max(LATENESS_SHARE * (seen.ttft_p50_s or 0.0), LATENESS_LEAST_S), LATENESS_MOST_S)
+    limit = _ttft_limit_s(seen)
     if late is None or late <= limit:
         return None
     text = f"the client sent late: {late * 1e3:.2f} ms at p99, limit {limit * 1e3:.3g} ms"
     return _reason("client_lateness", text)
+
+
+def _ttft_limit_s(seen: Observed) -> float:
+    return min(max(LATENESS_SHARE * (seen.ttft_p50_s or 0.0), LATENESS_LEAST_S), LATENESS_MOST_S)
 
 
 def _rule_rate(seen: Observed, checks: Checks) -> Reason | None:
@@ -217,6 +233,22 @@ def _rule_stamps(seen: Observed, checks: Checks) -> Reason | None:
     )
 
 
+def _rule_doubt(seen: Observed, checks: Checks) -> Reason | None:
+    limits = {
+        "ttft_stamp_doubt_p99": ("first tokens", _ttft_limit_s(seen)),
+        "itl_stamp_doubt_p99": ("later tokens", max(DOUBT_SHARE * (seen.gap_p50_s or 0.0), DOUBT_LEAST_S)),
+    }
+    for name, (what, limit) in limits.items():
+        doubt = checks[name].value
+        if doubt is not None and doubt > limit:
+            return _reason(
+                "client_behind",
+                f"the client read {what} so late that several shared one stamp: they may have come "
+                f"{doubt * 1e3:.2f} ms before it at p99, limit {limit * 1e3:.3g} ms",
+            )
+    return None
+
+
 def _rule_cpu(seen: Observed, checks: Checks) -> Reason | None:
     if seen.cpu_share <= CPU_SHARE:
         return None
@@ -243,5 +275,5 @@ def _rule_exhausted(seen: Observed, checks: Checks) -> Reason | None:
 
 
 _RULES: tuple[Rule, ...] = (
-    _rule_lateness, _rule_rate, _rule_arrivals, _rule_stamps, _rule_cpu, _rule_sockets, _rule_exhausted,
+    _rule_lateness, _rule_rate, _rule_arrivals, _rule_stamps, _rule_doubt, _rule_cpu, _rule_sockets, _rule_exhausted,
 )  # fmt: skip

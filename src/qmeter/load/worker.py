@@ -196,6 +196,9 @@ def _columns(mine: NDArray[np.int64], result: LoopResult, parsed: list[Parsed],
         "token_n": join([np.frombuffer(p.n, np.int32) if len(p.n) else np.empty(0, np.int32) for p in parsed] or empty),
         "token_clock": np.frombuffer(b"".join(p.user_clock for p in parsed), np.uint8),
         "token_coalesced": np.frombuffer(b"".join(p.coalesced for p in parsed), np.uint8),
+        "token_doubt_ns": join(
+            [np.frombuffer(p.doubt_ns, np.int64) if len(p.t_ns) else empty[0] for p in parsed] or empty
+        ),
         "lag_ns": stamps.lag_ns,
         "loop_lag": np.asarray(result.lag_buckets, np.int64),
     }

@@ -96,6 +96,7 @@ class ClientProof(_Frozen):
     Attributes:
         checks: name → quantity: ``send_lateness_p50``/``p99`` and ``_max``, ``loop_lag_p99``, ``rate_asked``,
             ``rate_achieved``, ``arrival_ks_p`` (KS against the asked law), ``kernel_stamp_share``, ``coalesced_share``,
+            ``ttft_stamp_doubt_p99``, ``itl_stamp_doubt_p99`` (by how much late reads may have made stamps late),
             ``cpu_share`` (of one core, the busiest client process).
         failures: thresholds broken, each with what to change.
         processes: client processes used.

@@ -152,6 +152,7 @@ PROOFS = (
     ("send_lateness_p99", "Sent late, p99"),
     ("send_lateness_max", "Sent late, most"),
     ("loop_lag_p99", "Loop lag, p99"),
+    ("ttft_stamp_doubt_p99", "TTFT stamp doubt, p99"),
     ("rate_asked", "Rate asked"),
     ("rate_achieved", "Rate sent"),
     ("arrival_ks_p", "Arrival law, KS p"),
