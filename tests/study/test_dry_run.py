@@ -10,6 +10,7 @@ import pytest
 from qmeter import catalog
 from qmeter.catalog.memory import memory_fit
 from qmeter.cli.main import EXIT_BAD_INPUT, _run
+from qmeter.record import Reason
 from qmeter.spec import load_study
 from qmeter.spec.study import Deployment, Placement, Study, deployments, expand
 from qmeter.study.check import open_study
@@ -157,3 +158,36 @@ def test_a_gpu_study_plans_on_a_host_without_gpus() -> None:
     plans = plan_study(study, HostFacts())
     assert plans[0].command and plans[0].fit is None and plans[0].waits is None
     assert not {w.kind for w in warnings} & {"short_energy_window", "waits_for_gpus"}
+
+
+@pytest.mark.parametrize("name", ["application", "grid_side_by_side", "models_side_by_side"])
+def test_a_study_for_several_gpus_runs_on_one_where_it_is_told_to(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def waits(warnings: list[Reason]) -> list[str]:
+        return [str(w.hint) for w in warnings if w.kind == "waits_for_gpus"]
+
+    # GIVEN a study whose deployments fill a host, and one GPU THEN its cells wait, and how to run them is said
+    path = STUDIES / f"{name}.yaml"
+    waiting, warnings = open_study(path, host(1))
+    assert waits(warnings) and all("--placement alone" in hint for hint in waits(warnings))
+    assert totals(plan_study(waiting, host(1)), 1).waiting == len(expand(waiting))
+    # AND told to, they run one after another, the same loads; on hosts with more GPUs nothing of this is said
+    alone, warnings = open_study(path, host(1), Placement.ALONE)
+    assert not waits(warnings) and totals(plan_study(alone, host(1)), 1).waiting == 0
+    assert [c.workload for c in expand(alone)] == [c.workload for c in expand(waiting)]
+    assert {c.deployment.placement for c in expand(alone)} == {Placement.ALONE}
+    assert not any("--placement" in hint for hint in waits(open_study(path, host(2))[1]))
+    asked = ["run", str(path), "--dry-run", "--gpus", "1", "--device", "h100-sxm"]
+    assert _run([*asked, "--placement", "alone"]) == 0
+    assert "wait for a host" not in capsys.readouterr().out
+    assert _run([*asked, "--placement", "beside"]) == EXIT_BAD_INPUT
+
+
+def test_placing_a_study_drops_the_rules_of_the_other_placement() -> None:
+    study = load_study(STUDIES / "parallelism_x2.yaml")
+    made = study.model_copy(update={"placement": tuple(Placement), "exclude": (
+        {"placement": "alone", "method": "bf16"}, {"placement": "side_by_side", "tp": "2"}, {"repeat": "1"},
+    )})  # fmt: skip
+    assert made.placed(Placement.ALONE).exclude == ({"placement": "alone", "method": "bf16"}, {"repeat": "1"})
+    assert made.placed(Placement.SIDE_BY_SIDE).placement == (Placement.SIDE_BY_SIDE,)

@@ -16,7 +16,7 @@ from qmeter import catalog
 from qmeter.cli.display import show_events
 from qmeter.cli.plan_view import print_plan
 from qmeter.record import Reason
-from qmeter.spec.study import Study
+from qmeter.spec.study import Placement, Study
 from qmeter.store import StudyStore
 from qmeter.study.check import check_study, open_study, open_study_text
 from qmeter.study.events import StudyEnded
@@ -42,6 +42,10 @@ def run(
     device: Annotated[
         str | None, typer.Option("--device", help="For --dry-run: plan for this device (see qmeter devices).")
     ] = None,
+    placement: Annotated[
+        Placement | None,
+        typer.Option("--placement", help="Run every deployment so, whatever the study says."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run a study: every cell that its folder lacks, a record for each, then the report.
@@ -55,12 +59,18 @@ def run(
     host = HostFacts.of_this_host()
     host = host if gpus is None else replace(host, gpus=gpus)
     host = host if device is None else replace(host, device=catalog.device(device).name)
-    study, warnings = open_study(study_file, host)
+    study, warnings = open_study(study_file, host, placement)
     _warn(warnings, as_json)
     if dry_run:
         print_plan(study, host, as_json=as_json)
         return
-    store = StudyStore.create(out or Path("runs") / study.name, study, study_file.read_text(encoding="utf-8-sig"))
+    text = study_file.read_text(encoding="utf-8-sig")
+    text = (
+        text
+        if placement is None
+        else f"# Run with --placement {placement.value}: study.json says what was run.\n{text}"
+    )
+    store = StudyStore.create(out or Path("runs") / study.name, study, text)
     _measure(study, store, retry_failed, as_json, report=not no_report)
 
 

@@ -151,6 +151,11 @@ class Study(Frozen):
     ``{workload: idle, repeat: "1"}`` measures that point once in a study of two repeats.
     """
 
+    def placed(self, placement: Placement) -> Study:
+        """The study with every deployment run so; rules that left out another placement have nothing left to do."""
+        kept = tuple(rule for rule in self.exclude if rule.get("placement", placement.value) == placement.value)
+        return self.model_copy(update={"placement": (placement,), "exclude": kept})
+
 
 class Deployment(Frozen):
     """One server to start: cells that share it share one start."""

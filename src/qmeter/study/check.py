@@ -17,18 +17,21 @@ from qmeter.record import Reason
 from qmeter.spec.document import YamlPath, show
 from qmeter.spec.explain import unknown
 from qmeter.spec.load import Draft, draft_study, draft_text
-from qmeter.spec.study import Study
+from qmeter.spec.study import Placement, Study
 from qmeter.study import check_client, check_deployments, check_energy, check_workloads, simulated
 from qmeter.study.findings import Findings, HostFacts
 from qmeter.telemetry.table import SAMPLERS
 
 
-def open_study(path: Path, host: HostFacts | None = None) -> tuple[Study, list[Reason]]:
+def open_study(
+    path: Path, host: HostFacts | None = None, placement: Placement | None = None
+) -> tuple[Study, list[Reason]]:
     """Read, validate and check a study file; every fault of every kind is reported at once.
 
     Args:
         path: the study file.
         host: what to check it against (default: this host).
+        placement: where its deployments run, instead of what the file says.
 
     Returns:
         The study, and what to warn of.
@@ -36,7 +39,10 @@ def open_study(path: Path, host: HostFacts | None = None) -> tuple[Study, list[R
     Raises:
         SpecError: with all faults, each with its YAML path, value, what is valid and its line.
     """
-    return _finish(draft_study(path), host)
+    draft = draft_study(path)
+    if placement is not None and draft.study is not None:
+        draft.study = draft.study.placed(placement)
+    return _finish(draft, host)
 
 
 def open_study_text(text: str, name: str, host: HostFacts | None = None) -> tuple[Study, list[Reason]]:

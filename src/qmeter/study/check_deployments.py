@@ -193,7 +193,10 @@ def _side_by_side(study: Study, host: HostFacts, findings: Findings) -> None:
     for group in plan_groups(cells, host.gpus) if host.gpus is not None else ():
         if group.waits:
             label = group.members[0].deployment.label
-            findings.warn("waits_for_gpus", f"{label}: {group.waits}", "its cells wait; exclude it, or add another")
+            advice = "its cells wait; exclude it, or add another"
+            if host.gpus == 1:
+                advice = "its cells wait for a host with more GPUs; to run each alone on this one: --placement alone"
+            findings.warn("waits_for_gpus", f"{label}: {group.waits}", advice)
 
 
 def _all_attached(study: Study) -> bool:
