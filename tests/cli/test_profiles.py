@@ -170,11 +170,19 @@ def test_a_profile_that_cannot_be_read_does_not_hide_the_others(
     strange = write_profile(elsewhere(tmp_path / "run"), data_home / "strange")
     write = f"COPY (SELECT '[1]' AS record, 0 AS number) TO '{strange}/records.parquet' (FORMAT parquet)"
     duckdb.connect().execute(write)
+    # and one whose record says nothing of its cell
+    odd = write_profile(elsewhere(tmp_path / "odd"), data_home / "odd")
+    (row, *_) = Profile(odd).records()
+    text = row.model_copy(update={"cell": {}}).model_dump_json().replace("'", "''")
+    duckdb.connect().execute(
+        f"COPY (SELECT '{text}' AS record, 0 AS number) TO '{odd}/records.parquet' (FORMAT parquet)"
+    )
     # THEN the list tells every other profile, and each of them with its file
     assert _run(["profiles", "--json"]) == 3
     seen = capsys.readouterr()
     rows = [json.loads(line) for line in seen.out.splitlines()]
     assert {"h200-8b-grid", "h200-70b"} <= {r["name"] for r in rows} and "strange" not in {r["name"] for r in rows}
+    assert "odd/records.parquet holds a record that is none of a cell: KeyError: 'deployment'" in seen.err
     assert "broken/records.parquet cannot be read" in seen.err and "strange/records.parquet cannot be read" in seen.err
     assert "Traceback" not in seen.err and "next remove the profile, or add it again" in seen.err
     (strange / "study.json").unlink()

@@ -8,16 +8,17 @@ import subprocess
 import sys
 from array import array
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qmeter.load.completion import PERHAPS, TEXT, BadEvent, read_event, settle
 from qmeter.load.http import BadResponse, ResponseReader
-from qmeter.load.parse import Ending, Parsed, StreamParser, stamp_doubt
+from qmeter.load.parse import Ending, Parsed, StreamParser, parse_spool
 from qmeter.load.plan import Outcome
+from qmeter.load.spool import LOOK, READ_BYTES, Spool
 from qmeter.load.sse import EventReader
+from qmeter.load.stamps import ClockAnchors
 from qmeter.record import RequestStatus
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -167,12 +168,44 @@ def test_events_read_together_are_marked_but_the_last() -> None:
     assert list(parsed.doubt_ns) == [3, 3, 0], "the last has the read's own stamp"
 
 
-def test_a_stamp_is_as_doubtful_as_the_loop_was_late_around_it() -> None:
-    ms = 1_000_000
-    user = np.array([0, 10, 11, 12, 30]) * ms
-    lag = np.array([0.1, 9.0, 0.2, 3.0, 0.3]) * ms
-    assert stamp_doubt(user, lag.astype(np.int64)).tolist() == [0.1 * ms, 9 * ms, 9 * ms, 9 * ms, 0.3 * ms]
-    assert len(stamp_doubt(np.empty(0, np.int64), np.empty(0, np.int64))) == 0
+def spooled(reads: list[tuple[int, int, int, bytes]]) -> list[Parsed]:
+    """Reads and looks as the loop spools them; the two clocks are one here."""
+    spool, anchors = Spool(), ClockAnchors()
+    anchors.extend([(0, 0), (1 << 40, 0)])
+    for request, kernel_ns, user_ns, data in reads:
+        spool.note_look(user_ns) if request == LOOK else spool.append(request, kernel_ns, user_ns, data)
+    last = max(r[0] for r in reads) + 1
+    parsed, _ = parse_spool(spool, anchors, [int(Outcome.EOF)] * last, {}, keep_text=False, sent_ns=[1_000] * last)
+    spool.close()
+    return parsed
+
+
+def test_what_is_read_together_came_after_the_loop_last_looked_or_the_stream_was_last_emptied() -> None:
+    def some(n: int, head: bool = False) -> bytes:
+        events = b"".join(b"data: " + token("x") + b"\n\n" for _ in range(n))
+        return (HEAD if head else b"") + b"%x\r\n" % len(events) + events + b"\r\n"
+
+    reads = [
+        (LOOK, 0, 5_000, b""), (0, 9_000, 9_100, some(2, head=True)),
+        (LOOK, 0, 10_000, b""), (0, 90_000, 90_100, some(3)), (1, 91_000, 91_100, some(2, head=True)),
+        (LOOK, 0, 20_000, b""), (0, 95_000, 96_000, some(2)), (0, 0, 99_000, some(1)),
+    ]  # fmt: skip
+    first, second = spooled(reads)
+    assert list(first.doubt_ns)[:2] == [4_000, 0], "since the look; the last has the read's own stamp"
+    assert list(first.doubt_ns)[2:5] == [80_000, 80_000, 0]
+    assert list(first.doubt_ns)[5:7] == [95_000 - 90_100, 0], "since its last read, which emptied it"
+    assert list(first.doubt_ns)[7:] == [99_000 - 96_000], "a stamp of the loop's own is in doubt for every event"
+    assert list(second.doubt_ns) == [81_000, 0]
+    assert list(spooled([(0, 9_000, 9_100, some(2, head=True))])[0].doubt_ns) == [8_000, 0], "not before it was sent"
+
+
+def test_a_read_that_took_all_it_could_may_have_left_some() -> None:
+    event = b"data: " + token("x" * 900) + b"\n\n"
+    data = HEAD + b"".join(b"%x\r\n" % len(event) + event + b"\r\n" for _ in range(20))
+    cut = READ_BYTES
+    (parsed,) = spooled([(LOOK, 0, 5_000, b""), (0, 50_000, 50_100, data[:cut]), (0, 60_000, 60_200, data[cut:])])
+    assert len(parsed.doubt_ns) == 20 and parsed.doubt_ns[-1] == 0
+    assert set(parsed.doubt_ns[:-1]) == {45_000, 55_000}, "of both reads, since nothing emptied the socket between"
 
 
 # -- token counts --------------------------------------------------------------------------------------------------

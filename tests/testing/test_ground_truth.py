@@ -244,16 +244,26 @@ def test_processes_follow_the_demand_and_leave_the_server_a_core() -> None:
 # -- the bars, on a quiet machine of two cores or more -------------------------------------------------------------
 
 
+TWO_CORES = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs a core each for server and client")
+BARE_READS = 2.9
+"""The client's CPU time a token event over a bare read's at the same moment: 2.0 to 2.6 in ten runs, on a quiet host
+and on one with slow cores; less (1.7) beside a process that spins on its core."""
+FULL = 0.62
+"""CPU share of the client at 1,000/s from which one stall of 15 ms takes longer to make up than a p99 over 3 s
+leaves out: 49 to 63% on a quiet host, 61 to 66% in runs that just held the bars, 70 to 82% on slow cores."""
+
+
 @pytest.mark.timing
-@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs a core each for server and client")
+@TWO_CORES
 @pytest.mark.parametrize("rate_hz", [200.0, 1000.0])
 def test_bars_at_200_and_1000_a_second(rate_hz: float) -> None:
     """Medians as the bars are stated: of three runs, of five where three miss.
 
-    A miss is the client's where it works no more an event than it should (:data:`BARE_READS`) on cores that nobody
-    else took and that it did not fill. Else this host cannot say, and the test says that.
+    A miss is the client's unless somebody else took the cores, or it filled its own though it works no more an event
+    than it should. Two such misses of three fail; else this host cannot say, and the test says that.
     """
     tries: list[str] = []
+    ours = 0
     for first in range(0, 15, 5):
         runs: list[calibration.Point] = []
         for count in (3, 5):
@@ -262,20 +272,12 @@ def test_bars_at_200_and_1000_a_second(rate_hz: float) -> None:
             if not missed:
                 return
         others = stolen([core for cores in calibration.cores_apart() for core in cores[:1]])
-        busy = statistics.median(p.cpu_share for p in runs)
-        reads = bare_reads_an_event(runs)
+        busy, reads = statistics.median(p.cpu_share for p in runs), bare_reads_an_event(runs)
+        ours += not (others.disturbed or (rate_hz >= 500 and busy > FULL and reads <= BARE_READS))
         tries.append(f"{'; '.join(missed)} ({others}; the client worked {busy:.0%}, {reads:.1f} bare reads an event)")
-        assert reads <= BARE_READS, f"the client works too much an event, at {rate_hz:.0f}/s: {tries[-1]}"
-        assert others.disturbed or busy > FULL, f"missed on a quiet host at {rate_hz:.0f}/s: {tries[-1]}"
         time.sleep(first)
+    assert ours < 2, f"missed at {rate_hz:.0f}/s on a host that does not explain it: {'. '.join(tries)}"
     pytest.skip(f"this host was too busy or too slow to measure the client at {rate_hz:.0f}/s: {'. '.join(tries)}")
-
-
-BARE_READS = 3.2
-"""The client's CPU time a token event over a bare read's at the same moment: 2.0 to 2.6 in ten runs, quiet and busy."""
-FULL = 0.62
-"""CPU share of the client at 1,000/s from which one stall of 15 ms takes longer to make up than a p99 over 3 s
-leaves out: 55% on a quiet host, 61 to 66% in runs that just held the bars, 70 to 82% beside busy neighbours."""
 
 
 def bare_reads_an_event(runs: list[calibration.Point]) -> float:
@@ -284,9 +286,10 @@ def bare_reads_an_event(runs: list[calibration.Point]) -> float:
     )
 
 
-@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs a core each for server and client")
+@TWO_CORES
 def test_the_client_works_little_more_than_a_bare_reader_must() -> None:
-    """A guard that a busy host does not blur: both slow down together. The best of three, since only one may be cut."""
+    """A guard that slow cores do not blur: both slow down together. A spinning neighbour makes it milder, not stricter
+    (the client's idle spinning is counted by the clock). The best of three, since any may be cut."""
     reads = [bare_reads_an_event([one_run(1000.0, seed=100 + i)]) for i in range(3)]
     assert 0.5 < min(reads) <= BARE_READS, reads
 

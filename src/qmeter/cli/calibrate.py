@@ -50,7 +50,7 @@ def calibrate(
     if as_json:
         typer.echo(json.dumps({"limits": asdict(limits)}))
     else:
-        missed = [p for p in points if not p.held]
+        missed = [p for p in points if p.rate_hz > limits.requests_hz and not p.held]
         note = ""
         if any(p.disturbed for p in missed):
             note = " (this host was disturbed while higher rates were tried: on a quiet one the client may hold more)"

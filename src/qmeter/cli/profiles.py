@@ -109,7 +109,21 @@ def _list(as_json: bool) -> None:
 
 
 def _facts(info: ProfileInfo) -> dict[str, Any]:
-    records = Profile(info.folder).records()
+    """What the list says of a profile.
+
+    Raises:
+        QMeterError: it cannot be read, or its records lack what a measured cell has.
+    """
+    try:
+        return _facts_of(info, Profile(info.folder).records())
+    except (LookupError, TypeError, AttributeError) as error:
+        raise StoreError(
+            f"{info.folder / 'records.parquet'} holds a record that is none of a cell: {type(error).__name__}: {error}",
+            hint="remove the profile, or add it again",
+        ) from error
+
+
+def _facts_of(info: ProfileInfo, records: Sequence[Record]) -> dict[str, Any]:
     deployments = [r.cell["deployment"] for r in records]
     kinds = Counter(f"{r.kind.value} {r.status.value}" for r in records)
     return {

@@ -19,7 +19,7 @@ from qmeter.load.connection import Connection, Route, State
 from qmeter.load.http import BadResponse, ResponseReader
 from qmeter.load.plan import LoopPlan, LoopResult, Outcome
 from qmeter.load.pool import Pool, describe
-from qmeter.load.spool import HEADER, PIECE_BYTES, Spool
+from qmeter.load.spool import HEADER, PIECE_BYTES, READ_BYTES, Spool
 from qmeter.load.stamps import ANCILLARY_BYTES, ClockAnchors, unpack_timespec
 
 CHORE_NS = 20_000_000
@@ -34,8 +34,11 @@ BACKOFF_NS = 100_000_000
 RETRY_AFTER_NS = 5_000_000_000
 STALE_NS = 500_000_000
 """A connection idle for longer may have been closed by the server unseen: its request is sent once more."""
+LOOK_NS = 1_000_000
+"""While requests are in flight the loop looks at its sockets at least this often: when it did is what bounds how early
+events that were read together may have come."""
 NEVER = 1 << 62
-READ_BYTES = 16_384
+MOST_EVENTS = 256
 
 
 class Loop:
@@ -104,6 +107,7 @@ class Loop:
         mono, poll, lag, pool = time.monotonic_ns, self._pool.epoll.poll, self.result.lag_buckets, self._pool
         spare, count, spin = self._plan.open_ahead, self._plan.count, self._plan.spin_ns
         nap, nap_s, more = self._plan.nap_ns, self._plan.nap_ns / 1e9, False
+        looked = mono()
         while (self._due < NEVER or self._in_flight or self._waiting) and not self.orphaned:
             now = mono()
             busy = now >= self._due
@@ -118,16 +122,19 @@ class Loop:
             if more and nap and gap > spin + nap:
                 time.sleep(nap_s)  # the kernel stamps meanwhile: many reads at one waking
             elif gap > spin:
-                self._sleep(gap - spin)
+                self._sleep(min(gap - spin, LOOK_NS) if self._in_flight else gap - spin)
             begun = mono()
-            events = poll(0, 256)
+            events = poll(0, MOST_EVENTS)
             more = bool(events)
             if more:
+                self._spool.note_look(looked)
                 self._handle(events)
                 away = (mono() - begun) // 50_000
                 lag[away if away < 2000 else 1999] += 1
             elif not busy:
                 self.result.idle_spin_ns += mono() - begun
+            if len(events) < MOST_EVENTS:
+                looked = begun  # else more may be ready than was told
 
     def _sleep(self, gap_ns: int) -> None:
         # select() takes microseconds where epoll's own timeout rounds up to milliseconds; an epoll can be selected on.

@@ -145,7 +145,7 @@ def _observed(schedule: Schedule, whole: Arrays, shares: list[Arrays], reports: 
         coalesced=int(tokens.coalesced.sum()),
         doubt_s=_doubt(whole),
         first_events=np.flatnonzero(np.diff(tokens.request, prepend=-1)),
-        gap_p50_s=_median(np.diff(tokens.t_s)[np.diff(tokens.request) == 0]),
+        gap_p50_s=_gap_s(tokens),
         cpu_share=max(r["cpu_share"] for r in reports),
         client_faults=faults,
         exhausted=bool(closed and went.all() and np.nanmax(whole["end_ns"]) < load_ns),
@@ -155,15 +155,23 @@ def _observed(schedule: Schedule, whole: Arrays, shares: list[Arrays], reports: 
 
 
 def _doubt(whole: Arrays) -> F64:
-    """Of each token event, by how much its stamp may be late: nothing unless another token came in the same read.
+    """Of each token event, by how much its stamp may be late.
 
-    What ends a stream (usage, ``[DONE]``) is sent with the last token, so that sharing a read with it says nothing.
+    One read together with nothing but what ends its stream (usage, ``[DONE]``), which is sent with it, has the read's
+    own stamp, like the last of several.
     """
     keep = whole["token_n"] > 0
     request, t_ns = whole["token_request"][keep], whole["token_t_ns"][keep]
     shared = np.append((request[1:] == request[:-1]) & (t_ns[1:] == t_ns[:-1]), False)[: len(request)]
-    doubt: F64 = np.where(shared, whole["token_doubt_ns"][keep] / 1e9, 0.0)
+    alone = whole["token_coalesced"][keep].astype(bool) & ~shared
+    doubt: F64 = np.where(alone & (whole["token_clock"][keep] == 0), 0.0, whole["token_doubt_ns"][keep] / 1e9)
     return doubt
+
+
+def _gap_s(tokens: Tokens) -> float | None:
+    """Median time between tokens of a request that did not come in one read. Units: s."""
+    gaps = np.diff(tokens.t_s)
+    return _median(gaps[(np.diff(tokens.request) == 0) & (gaps > 0)])
 
 
 def _median(values: F64) -> float | None:

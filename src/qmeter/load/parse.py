@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import enum
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from qmeter.load.completion import EXACT, PERHAPS, BadEvent, Event, read_event, settle
 from qmeter.load.http import BadResponse, ResponseReader
 from qmeter.load.plan import Outcome
-from qmeter.load.spool import Spool
+from qmeter.load.spool import LOOK, READ_BYTES, Spool
 from qmeter.load.sse import EventReader, EventTooLong
 from qmeter.load.stamps import ClockAnchors
 
@@ -57,7 +58,7 @@ _BODY_KEPT = 2000
 class Parsed:
     """One request, read: its status, its server-side counts, and its token events as parallel lists.
 
-    ``doubt_ns``: how much earlier than its stamp each event may have come (:func:`stamp_doubt`).
+    ``doubt_ns``: how much earlier than its stamp each event may have come (:func:`parse_spool`).
     """
 
     status: Ending = Ending.UNSENT
@@ -88,18 +89,19 @@ class StreamParser:
         self._stated = 0
         self._saw_done = self._bad = self._errored = False
         self._body_at = (0, 1)
-        self._doubt_ns = 0
+        self._doubt_ns, self._exact = 0, True
         self.out = Parsed()
 
-    def feed(self, data: bytes, t_ns: int, user_clock: int, doubt_ns: int = 0) -> None:
+    def feed(self, data: bytes, t_ns: int, user_clock: int, doubt_ns: int = 0, *, exact: bool = True) -> None:
         """Take one read with its stamp. Never raises: what cannot be read becomes the request's error.
 
         Args:
-            doubt_ns: how much earlier than the stamp events before the read's last may have come.
+            doubt_ns: how much earlier than the stamp what was read may have come.
+            exact: whether the stamp is that of the read's last event, which is then in no doubt.
         """
         if self._bad:
             return
-        self._doubt_ns = doubt_ns
+        self._doubt_ns, self._exact = doubt_ns, exact
         try:
             body = self._reader.feed(data)
             if body:
@@ -198,7 +200,7 @@ class StreamParser:
         out.n.append(n)
         out.user_clock.append(user_clock)
         out.coalesced.append(coalesced)
-        out.doubt_ns.append(self._doubt_ns if coalesced else 0)
+        out.doubt_ns.append(self._doubt_ns if coalesced or not self._exact else 0)
         self._how.append(how)
         self._lengths.append(len(event.text))
         self._finished.append(event.finish_reason is not None)
@@ -275,33 +277,16 @@ class StampStatistics:
 
 
 _LAG_SAMPLES = 200_000
-NEAR_NS = 2_000_000
-"""Reads so close together in time are late alike: the loop works off one backlog."""
-
-
-def stamp_doubt(user_ns: NDArray[np.int64], lag_ns: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How long before its read's stamp an event may have come that was read together with later ones.
-
-    A read's stamp is its last segment's; an earlier segment waited as long as the loop was late, and the reads around
-    tell how late that was: the longest lag among them.
-
-    Args:
-        user_ns: when each read returned, ascending; shape (n,).
-        lag_ns: how long after its stamp that was; shape (n,).
-    """
-    n = len(user_ns)
-    if not n:
-        return lag_ns
-    first = np.searchsorted(user_ns, user_ns - NEAR_NS, "left")
-    last = np.searchsorted(user_ns, user_ns + NEAR_NS, "right")
-    padded = np.append(lag_ns, 0)
-    longest: NDArray[np.int64] = np.maximum.reduceat(padded, np.column_stack([first, last]).ravel())[::2]
-    return longest
+FULL = READ_BYTES * 4 // 5
+"""A read of more bytes may have left some in the socket (TLS takes up to a fifth for itself)."""
 
 
 def parse_spool(spool: Spool, anchors: ClockAnchors, outcomes: list[int], errors: dict[int, str], *,
-                keep_text: bool) -> tuple[list[Parsed], StampStatistics]:  # fmt: skip
+                keep_text: bool, sent_ns: Sequence[int] = ()) -> tuple[list[Parsed], StampStatistics]:  # fmt: skip
     """Parse every read of a run.
+
+    Args:
+        sent_ns: when each request was sent, for what was read first of it (CLOCK_MONOTONIC; -1: never).
 
     Returns:
         One :class:`Parsed` a request, in order, times in ns on CLOCK_MONOTONIC, and the stamps' statistics.
@@ -309,23 +294,33 @@ def parse_spool(spool: Spool, anchors: ClockAnchors, outcomes: list[int], errors
     parsers: dict[int, StreamParser] = {}
     reads = kernel_reads = 0
     lags: list[NDArray[np.int64]] = []
-    before: dict[int, int] = {}
-    for batch in spool.batches():
+    emptied = dict(enumerate(sent_ns))
+    looked_ns = -1
+    for whole in spool.batches():
+        batch, looks = [], []
+        for read in whole:
+            if read[0] == LOOK:
+                looked_ns = read[2]
+            else:
+                batch.append(read)
+                looks.append(looked_ns)
         kernel, user = spool.stamps(batch)
         at, clock = anchors.to_monotonic(kernel, user)
         reads += len(batch)
         kernel_reads += int((clock == 0).sum())
         lags.append((user - at)[clock == 0])
-        doubts = stamp_doubt(user, user - at).tolist()
-        for (request, _, read_ns, data), t_ns, user_clock, doubt_ns in zip(
-            batch, at.tolist(), clock.tolist(), doubts, strict=True
+        for (request, _, read_ns, data), t_ns, user_clock, look_ns in zip(
+            batch, at.tolist(), clock.tolist(), looks, strict=True
         ):
             parser = parsers.get(request)
             if parser is None:
                 parser = parsers[request] = StreamParser(keep_text)
-            # nothing in it can have come before the last read of the same stream, which emptied the socket
-            parser.feed(data, t_ns, user_clock, min(doubt_ns, max(t_ns - before.get(request, 0), 0)))
-            before[request] = read_ns
+            # What is in a read came after the loop had seen every socket, and after this one was last emptied.
+            doubt_ns = max(t_ns - max(look_ns, emptied.get(request, -1)), 0)
+            full = len(data) >= FULL
+            parser.feed(data, t_ns, user_clock, doubt_ns, exact=not (user_clock or full))
+            if not full:
+                emptied[request] = read_ns
     parsed = []
     for request, outcome in enumerate(outcomes):
         parser = parsers.pop(request, None) or StreamParser(keep_text)

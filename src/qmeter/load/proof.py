@@ -50,9 +50,9 @@ class Observed:
             the loop was away from its sockets ("loop").
         reads, kernel_reads: reads in all, and those with a kernel stamp.
         token_events, coalesced: token events, and those read together with later ones.
-        doubt_s: of each token event, how much earlier than its stamp it may have come since it was read late together
-            with later ones; ``first_events``: which of them are a request's first.
-        gap_p50_s: median time between two token events of a request, ``None`` where there is none.
+        doubt_s: of each token event, how much earlier than its stamp it may have come: since it shares the stamp with
+            later ones, or the stamp is the loop's own. ``first_events``: which of them are a request's first.
+        gap_p50_s: median time between token events of a request that were not read together, ``None`` without any.
         cpu_share: CPU time of the busiest process without idle spinning, over the run's length.
         client_faults: errno name → how often the client's host refused a socket.
         exhausted: the closed loop ran out of requests before its window ended.
@@ -234,6 +234,8 @@ def _rule_stamps(seen: Observed, checks: Checks) -> Reason | None:
 
 
 def _rule_doubt(seen: Observed, checks: Checks) -> Reason | None:
+    if seen.kernel_reads < KERNEL_SHARE * seen.reads:
+        return None  # stamps are the loop's own: how late it reads is judged above
     limits = {
         "ttft_stamp_doubt_p99": ("first tokens", _ttft_limit_s(seen)),
         "itl_stamp_doubt_p99": ("later tokens", max(DOUBT_SHARE * (seen.gap_p50_s or 0.0), DOUBT_LEAST_S)),

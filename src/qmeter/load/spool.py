@@ -16,6 +16,12 @@ import numpy as np
 HEADER = struct.Struct("<iIqq")
 """Request (within this process), bytes, kernel stamp (CLOCK_REALTIME ns, 0: none), user stamp (monotonic ns)."""
 
+LOOK = -1
+"""In the place of a request: no read, but when the loop had last seen every socket that was ready, as user stamp."""
+
+READ_BYTES = 16_384
+"""The most that one read takes from a socket; one that took as much may have left some."""
+
 PIECE_BYTES = 65_536
 MEMORY_BYTES = 256 << 20
 """What is kept in memory: about a million token events."""
@@ -32,6 +38,10 @@ class Spool:
         self._fds = [os.memfd_create("qmeter-spool", os.MFD_CLOEXEC)]
         self._room = memory_bytes
         self.buffer = bytearray()
+
+    def note_look(self, at_ns: int) -> None:
+        """Say that nothing in the reads to come was there before ``at_ns``."""
+        self.buffer += HEADER.pack(LOOK, 0, 0, at_ns)
 
     def append(self, request: int, kernel_ns: int, user_ns: int, data: bytes) -> None:
         """Add one read of ``request``."""
@@ -57,7 +67,10 @@ class Spool:
         self.buffer.clear()
 
     def batches(self, batch_bytes: int = 4 << 20) -> Iterator[list[tuple[int, int, int, bytes]]]:
-        """The reads in order, as lists of ``(request, kernel_ns, user_ns, bytes)``, some megabytes each."""
+        """The reads in order, as lists of ``(request, kernel_ns, user_ns, bytes)``, some megabytes each.
+
+        Among them stand the loop's looks, with :data:`LOOK` for a request.
+        """
         self.spill()
         tail = b""
         for piece in self._pieces(batch_bytes):

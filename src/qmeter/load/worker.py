@@ -64,7 +64,8 @@ def main() -> None:
     cpu_s, length_s = time.process_time() - before_s, (time.monotonic_ns() - began_ns) / 1e9
     if loop.orphaned:
         return
-    parsed, stamps = parse_spool(spool, loop.anchors, result.outcome, result.errors, keep_text=task["keep_text"])
+    parsed, stamps = parse_spool(spool, loop.anchors, result.outcome, result.errors, keep_text=task["keep_text"],
+                                 sent_ns=result.sent_ns)  # fmt: skip
     spool.close()
     keeper.close()
     wire.write_arrays(task["result_fd"], _columns(mine, result, parsed, stamps))

@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from qmeter.analysis.cell import analyse
 from qmeter.analysis.stats import t_quantile
+from qmeter.analysis.window import spans
 from qmeter.errors import AnalysisError
-from qmeter.record import CellStatus, Quantity, Record, RecordKind
+from qmeter.record import CellStatus, CellTables, Quantity, Record, RecordKind, Window
 from qmeter.simulate.calibrate import DRAWS, Tables, calibrate
 from qmeter.simulate.calibration import Calibration
 from qmeter.simulate.engine import run_cell
@@ -31,8 +32,8 @@ LEAST_LOADS = 2
 """Errors that make an interval: one alone would give Student's t with its one degree of freedom."""
 FIXED = ("request_rate_hz", "throughput_tok_s", "total_tok_s")
 """Rates that the arrivals fix where an open load is kept up with; where it is not, or in a closed loop, the engine."""
-BEHIND = 0.1
-"""Share of the requests due in a window that may end after it in a load kept up with, beside what chance leaves."""
+BEHIND = 0.05
+"""Share of a window's requests by which those in flight may grow over it, beside chance, in a load kept up with."""
 LEAST_OF_KIND = 5
 """Errors on loads of one kind from which on they, not those of all loads, make the interval."""
 LEAST_FITTED = 2
@@ -94,17 +95,18 @@ def held_out_errors(
     return {m: tuple(round(e, 5) for e in errors) for m, errors in kinds.items()}
 
 
-def keeps_up(workload: WorkloadSpec, metrics: Mapping[str, Quantity]) -> bool:
-    """Whether it is an open load that the deployment kept up with, by the ``metrics`` of its (simulated) run.
+def keeps_up(workload: WorkloadSpec, tables: CellTables, window: Window) -> bool:
+    """Whether it is an open load that the deployment kept up with in a (simulated) run: its queue does not grow.
 
-    The requests in flight at a window's two ends differ by chance too: by two standard deviations of Poisson counts.
+    The requests in flight at a window's two ends differ by chance too: by two standard deviations of Poisson counts of
+    what was in flight at its start.
     """
-    names = ("offered_rate_hz", "request_rate_hz", "requests_ended", "in_flight_mean")
-    due_hz, done_hz, done, flying = (metrics[n].value if n in metrics else None for n in names)
-    if isinstance(workload.arrivals, ClosedArrivals) or not (due_hz and done_hz and done) or flying is None:
+    if isinstance(workload.arrivals, ClosedArrivals):
         return False
-    due = done * due_hz / done_hz
-    return due - done <= BEHIND * due + 2 * math.sqrt(2 * flying)
+    begin, end = spans(tables)
+    first, last = (int(((begin <= t) & (end > t)).sum()) for t in (window.start_s, window.end_s))
+    due = int(((begin >= window.start_s) & (begin < window.end_s)).sum())
+    return due > 0 and last - first <= BEHIND * due + 2 * math.sqrt(2 * max(first, 1))
 
 
 def of_kind(metric: str, kept: bool) -> str:
@@ -146,7 +148,7 @@ def _errors(fit: Calibration, record: Record) -> dict[str, float]:
     cell = run_cell(fit, schedule, seed=SEED, allow_extrapolation=True)
     numbers = analyse(cell.tables, workload, cell.series, seed=SEED)
     errors = log_errors({**record.metrics, **record.energy}, {**numbers.metrics, **numbers.energy})
-    kept = keeps_up(workload, numbers.metrics)
+    kept = keeps_up(workload, cell.tables, numbers.window)
     return errors | {of_kind(name, kept): errors[name] for name in FIXED if name in errors}
 
 
@@ -169,13 +171,15 @@ def width_for(fit: Calibration, metric: str, kept: bool, confidence: float) -> W
     """The width of a metric's interval by what is known of ``fit`` and its peers.
 
     One of the :data:`FIXED` rates' is by the errors on loads of its own kind (``kept``: :func:`keeps_up`), the
-    deployment's and its peers' alike, where there are :data:`LEAST_OF_KIND`.
+    deployment's and its peers' alike, where there are :data:`LEAST_OF_KIND`. A load kept up with may be near what the
+    deployment can do, where none of those was: its interval holds the draws' too.
     """
     if metric in FIXED:
         name = of_kind(metric, kept)
         pool = (*fit.held_out.get(name, ()), *fit.peers_held_out.get(name, ()))
         if len(pool) >= LEAST_OF_KIND:
-            return width(pool, (), confidence)
+            found = width(pool, (), confidence)
+            return replace(found, alone=found.alone and not kept)
     return width(fit.held_out.get(metric, ()), fit.peers_held_out.get(metric, ()), confidence)
 
 

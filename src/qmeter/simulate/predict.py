@@ -77,7 +77,7 @@ def predict(
         if on_draw:
             on_draw(draw + 1, draws)
 
-    kept = keeps_up(workload, found.metrics)
+    kept = keeps_up(workload, centre.tables, found.window)
 
     def apart(name: str) -> Width:
         return width_for(calibration, name, kept, confidence)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import duckdb
+from pydantic import ValidationError
 
 from qmeter.errors import IncompatibleRecords, StoreError, UnknownName
 from qmeter.record import SCHEMA_VERSION, TABLES, CellTables, Record
@@ -132,6 +133,9 @@ class Profile:
 
 def _unreadable(path: Path, error: Exception) -> StoreError:
     why = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        why = f"{'.'.join(map(str, first['loc'])) or 'the record'}: {first['msg']}"
     return StoreError(f"{path} cannot be read: {why}", hint="remove the profile, or add it again")
 
 

@@ -26,6 +26,8 @@ TTFT_S, ITL_S, TOKENS = 0.02, 0.005, 64
 TTFT_ERROR_P99_S = 0.5e-3
 """A rate counts as held while the TTFT error's p99 stays below this (and the client's own proof holds)."""
 RATE_ERROR = 0.005
+MOST_CORES = 8
+"""Of the cores that server and client may run on, those that are looked at for what others take."""
 AGAIN = 2
 """How often a rate is tried again that was not held while the host was disturbed."""
 SERVER_LATE_P99_S = 2e-3
@@ -143,7 +145,7 @@ def _p99(values: np.ndarray) -> float:
 def with_host(point: Point) -> Point:
     """The point; where it was not held, with a look at what others take of the cores at this moment."""
     server_cores, client_cores = cores_apart()
-    cores = (*server_cores, *client_cores[:1])
+    cores = (*server_cores, *client_cores)[:MOST_CORES]
     return replace(point, host=stolen(cores)) if cores and not point.held else point
 
 
