@@ -65,11 +65,8 @@ def run(
         print_plan(study, host, as_json=as_json)
         return
     text = study_file.read_text(encoding="utf-8-sig")
-    text = (
-        text
-        if placement is None
-        else f"# Run with --placement {placement.value}: study.json says what was run.\n{text}"
-    )
+    if placement is not None:
+        text = f"# Run with --placement {placement.value}: study.json says what was run.\n{text}"
     store = StudyStore.create(out or Path("runs") / study.name, study, text)
     _measure(study, store, retry_failed, as_json, report=not no_report)
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from qmeter.analysis.cell import analyse
 from qmeter.analysis.stats import t_quantile
-from qmeter.analysis.window import spans
+from qmeter.analysis.window import growing
 from qmeter.errors import AnalysisError
 from qmeter.record import CellStatus, CellTables, Quantity, Record, RecordKind, Window
 from qmeter.simulate.calibrate import DRAWS, Tables, calibrate
@@ -32,8 +32,6 @@ LEAST_LOADS = 2
 """Errors that make an interval: one alone would give Student's t with its one degree of freedom."""
 FIXED = ("request_rate_hz", "throughput_tok_s", "total_tok_s")
 """Rates that the arrivals fix where an open load is kept up with; where it is not, or in a closed loop, the engine."""
-BEHIND = 0.05
-"""Share of a window's requests by which those in flight may grow over it, beside chance, in a load kept up with."""
 LEAST_OF_KIND = 5
 """Errors on loads of one kind from which on they, not those of all loads, make the interval."""
 LEAST_FITTED = 2
@@ -96,17 +94,9 @@ def held_out_errors(
 
 
 def keeps_up(workload: WorkloadSpec, tables: CellTables, window: Window) -> bool:
-    """Whether it is an open load that the deployment kept up with in a (simulated) run: its queue does not grow.
-
-    The requests in flight at a window's two ends differ by chance too: by two standard deviations of Poisson counts of
-    what was in flight at its start.
-    """
-    if isinstance(workload.arrivals, ClosedArrivals):
-        return False
-    begin, end = spans(tables)
-    first, last = (int(((begin <= t) & (end > t)).sum()) for t in (window.start_s, window.end_s))
-    due = int(((begin >= window.start_s) & (begin < window.end_s)).sum())
-    return due > 0 and last - first <= BEHIND * due + 2 * math.sqrt(2 * max(first, 1))
+    """Whether it is an open load that the deployment kept up with in a (simulated) run: its backlog does not grow."""
+    closed = isinstance(workload.arrivals, ClosedArrivals)
+    return not closed and growing(tables, window.start_s, window.end_s)[0] is None
 
 
 def of_kind(metric: str, kept: bool) -> str:

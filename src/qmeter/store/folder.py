@@ -16,7 +16,7 @@ from qmeter.errors import IncompatibleRecords, StoreError
 from qmeter.record import TABLES, CellTables, Record
 from qmeter.spec.identity import essence
 from qmeter.spec.study import Study, cell_names, expand
-from qmeter.store.journal import Journal
+from qmeter.store.journal import Journal, first_fault
 from qmeter.store.query import Rows, run_query
 from qmeter.store.tables import read_tables, write_tables
 
@@ -87,10 +87,8 @@ class StudyStore:
         try:
             return Study.model_validate_json((self.folder / "study.json").read_text())
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
             raise IncompatibleRecords(
-                f"{self.folder / 'study.json'}: {where}: {first['msg']}",
+                f"{self.folder / 'study.json'}: {first_fault(error)}",
                 hint="it was edited, or written by another version of qMeter: use that one, or run study.yaml anew",
             ) from error
 

@@ -80,26 +80,36 @@ class Journal:
             IncompatibleRecords: written by a newer qMeter.
         """
         for number, line in whole_lines(self.path):
-            yield self._parse(number, line)
+            yield parse_record(line, f"{self.path}, line {number}", "remove that line; its cell can be resumed")
 
-    def _parse(self, number: int, line: bytes) -> Record:
-        where = f"{self.path}, line {number}"
-        try:
-            data = json.loads(line)
-            version = data.get("schema_version", 0)
-        except (ValueError, AttributeError) as error:
-            raise StoreError(
-                f"{where}: not a record ({error})", hint="remove that line; its cell can be resumed"
-            ) from error
-        if version > SCHEMA_VERSION:
-            raise IncompatibleRecords(
-                f"{where}: schema {version} is newer than this qMeter's {SCHEMA_VERSION}", hint="upgrade qMeter"
-            )
-        try:
-            return Record.model_validate(data)
-        except ValidationError as error:
-            first = error.errors()[0]
-            path = ".".join(str(p) for p in first["loc"])
-            raise StoreError(
-                f"{where}: {path}: {first['msg']}", hint="remove that line; its cell can be resumed"
-            ) from error
+
+def parse_record(text: str | bytes, where: str, hint: str) -> Record:
+    """One record from its JSON.
+
+    Args:
+        where: what the messages begin with.
+        hint: what to do about one that is no record.
+
+    Raises:
+        StoreError: it is not a record; names the first field that is wrong.
+        IncompatibleRecords: written by a newer qMeter.
+    """
+    try:
+        data = json.loads(text)
+        newer = (version := data.get("schema_version", 0)) > SCHEMA_VERSION
+    except (ValueError, TypeError, AttributeError) as error:
+        raise StoreError(f"{where}: not a record ({error})", hint=hint) from error
+    if newer:
+        raise IncompatibleRecords(
+            f"{where}: schema {version} is newer than this qMeter's {SCHEMA_VERSION}", hint="upgrade qMeter"
+        )
+    try:
+        return Record.model_validate(data)
+    except ValidationError as error:
+        raise StoreError(f"{where}: {first_fault(error)}", hint=hint) from error
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first field that is wrong, and why."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

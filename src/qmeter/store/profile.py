@@ -21,12 +21,13 @@ from typing import Any, Protocol
 import duckdb
 from pydantic import ValidationError
 
-from qmeter.errors import IncompatibleRecords, StoreError, UnknownName
-from qmeter.record import SCHEMA_VERSION, TABLES, CellTables, Record
+from qmeter.errors import StoreError, UnknownName
+from qmeter.record import TABLES, CellTables, Record
 from qmeter.registry import nearest
 from qmeter.spec.study import Study
 from qmeter.store.database import connect, quoted
 from qmeter.store.folder import StudyStore
+from qmeter.store.journal import first_fault, parse_record
 from qmeter.store.query import Rows, run_query
 from qmeter.store.tables import columns_of, table_from
 
@@ -100,19 +101,7 @@ class Profile:
             rows = _select(path, "record", "TRUE ORDER BY number")
         except duckdb.Error as error:
             raise _unreadable(path, error) from error
-        records = []
-        for (text,) in rows:
-            try:
-                version = json.loads(text).get("schema_version", 0)
-                newer = version > SCHEMA_VERSION
-                records += [] if newer else [Record.model_validate_json(text)]
-            except (ValueError, TypeError, AttributeError) as error:
-                raise _unreadable(path, error) from error
-            if newer:
-                raise IncompatibleRecords(
-                    f"{self.folder}: schema {version} is newer than {SCHEMA_VERSION}", hint="upgrade"
-                )
-        return records
+        return [parse_record(text, f"{path} cannot be read", _AGAIN) for (text,) in rows]
 
     def tables(self, record: Record) -> CellTables:
         """The record's tables; token times are empty where the profile was made without them."""
@@ -131,12 +120,12 @@ class Profile:
         return run_query(present, self.records(), sql, cell_in_path=False)
 
 
+_AGAIN = "remove the profile, or add it again"
+
+
 def _unreadable(path: Path, error: Exception) -> StoreError:
-    why = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        why = f"{'.'.join(map(str, first['loc'])) or 'the record'}: {first['msg']}"
-    return StoreError(f"{path} cannot be read: {why}", hint="remove the profile, or add it again")
+    why = first_fault(error) if isinstance(error, ValidationError) else next(iter(str(error).splitlines()), repr(error))
+    return StoreError(f"{path} cannot be read: {why}", hint=_AGAIN)
 
 
 def write_profile(store: StudyStore, folder: Path, *, with_tokens: bool = False) -> Path:

@@ -195,7 +195,9 @@ def _side_by_side(study: Study, host: HostFacts, findings: Findings) -> None:
             label = group.members[0].deployment.label
             advice = "its cells wait; exclude it, or add another"
             if host.gpus == 1:
-                advice = "its cells wait for a host with more GPUs; to run each alone on this one: --placement alone"
+                advice = (
+                    "its cells wait for a host with more GPUs; alone on this one: qmeter run STUDY --placement alone"
+                )
             findings.warn("waits_for_gpus", f"{label}: {group.waits}", advice)
 
 

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
+from qmeter.load.spool import READ_BYTES
 from qmeter.load.stamps import ANCILLARY_BYTES, enable
 
 GAP_S = 0.25e-3
@@ -130,7 +131,7 @@ def bare_read_s(connections: int = 128, rounds: int = 60) -> float:
             began_ns = time.thread_time_ns()
             while events := epoll.poll(0, 256):
                 for fd, _ in events:
-                    readers[fd].recvmsg(16_384, ANCILLARY_BYTES)
+                    readers[fd].recvmsg(READ_BYTES, ANCILLARY_BYTES)
                     reads += 1
             spent_ns += time.thread_time_ns() - began_ns
     return spent_ns / reads / 1e9

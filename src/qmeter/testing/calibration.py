@@ -142,7 +142,7 @@ def _p99(values: np.ndarray) -> float:
     return float(np.percentile(values, 99)) if len(values) else math.nan
 
 
-def with_host(point: Point) -> Point:
+def _with_host(point: Point) -> Point:
     """The point; where it was not held, with a look at what others take of the cores at this moment."""
     server_cores, client_cores = cores_apart()
     cores = (*server_cores, *client_cores)[:MOST_CORES]
@@ -152,7 +152,7 @@ def with_host(point: Point) -> Point:
 def _judged(rate_hz: float, seconds: float) -> Generator[Point, None, Point]:
     """Yield a rate's point, and again where a disturbed host kept it from being held; returns the last."""
     for _ in range(1 + AGAIN):
-        point = with_host(measure(schedule_of("poisson", rate_hz, seconds)))
+        point = _with_host(measure(schedule_of("poisson", rate_hz, seconds)))
         yield point
         if point.held or not point.disturbed:
             break
