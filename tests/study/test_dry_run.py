@@ -93,6 +93,7 @@ def test_on_one_gpu_what_needs_two_waits() -> None:
         ("application", 2),
         ("models_side_by_side", 4),
         ("grid_side_by_side", 4),
+        ("grid_side_by_side", 2),
     ],
 )
 def test_the_next_campaign_meets_its_bars_by_plan(name: str, gpus: int) -> None:
@@ -160,7 +161,7 @@ def test_a_gpu_study_plans_on_a_host_without_gpus() -> None:
     assert not {w.kind for w in warnings} & {"short_energy_window", "waits_for_gpus"}
 
 
-@pytest.mark.parametrize("name", ["application", "grid_side_by_side", "models_side_by_side"])
+@pytest.mark.parametrize("name", ["application", "grid_side_by_side", "models_side_by_side", "roads_side_by_side"])
 def test_a_study_for_several_gpus_runs_on_one_where_it_is_told_to(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
