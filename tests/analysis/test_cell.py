@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -166,6 +167,56 @@ def test_closed_loop_is_never_overloaded() -> None:
     found = analyse(made_tables(spec, MadeServer(slots=2), seed=1), spec)
     assert "overloaded" not in [w.kind for w in found.warnings]
     assert found.metrics["in_flight_mean"].value == pytest.approx(8, rel=0.05)
+
+
+def closed_loop(slots: int, prefill_s: float, tokens: int = 20, gap: float = 0.05, until: float = 14.0) -> CellTables:
+    """A closed loop whose first prompts, all sent at 0, are prefilled one after another; later ones take 50 ms."""
+    sent, first = [], []
+    for slot in range(slots):
+        at, ready = 0.0, prefill_s * (slot + 1)
+        while at < until:
+            sent.append(at)
+            first.append(ready)
+            at = ready + gap * (tokens - 1) + 0.001
+            ready = at + 0.05
+    base = exact(rate=len(sent) / until, until=until - 1e-9, tokens=tokens).requests
+    start = np.array(first)
+    ended = start + gap * (tokens - 1)
+    requests = replace(
+        base, intended_s=np.full(len(sent), np.nan), sent_s=np.array(sent), first_token_s=start, last_token_s=ended,
+        end_s=ended + 0.0005,
+    )  # fmt: skip
+    rows = np.repeat(np.arange(len(sent)), tokens)
+    times = (start[:, None] + gap * np.arange(tokens)).ravel()
+    none = np.zeros(len(rows))
+    return CellTables(requests, Tokens(rows, times, np.ones(len(rows)), none, none.astype(bool)))
+
+
+@pytest.mark.parametrize(("prefill_s", "begins"), [(0.05, 2.0), (0.3, 6.0), (0.38, None)])
+def test_a_closed_loops_window_begins_when_its_first_prompts_are_done(prefill_s: float, begins: float | None) -> None:
+    """GIVEN 20 prompts sent at once and worked off one after another until 1, 6 or 7.6 s of a window from 2 to 12 s
+    WHEN analysed THEN the start is cut off, or where more than half would be lost the window is not stationary."""
+    spec = workload(arrivals={"kind": "closed", "concurrency": 20})
+    found = analyse(closed_loop(20, prefill_s), spec)
+    assert found.window.stationary == (begins is not None)
+    if begins is None:
+        assert "had its first token at 7.6 s" in str(found.window.why)
+    else:
+        assert found.window.start_s == pytest.approx(begins)
+        # 20 requests of 20 tokens, one every second
+        assert found.metrics["throughput_tok_s"].value == pytest.approx(400, rel=0.03)
+    assert "young_loop" not in [w.kind for w in found.warnings if begins]
+
+
+def test_a_window_that_begins_before_a_loop_has_turned_over_says_so() -> None:
+    """GIVEN requests of 6 s in a closed loop WHEN its window begins at 2 s THEN all of the first still run, and it is
+    said; from 8 s on nothing is."""
+    tables = closed_loop(20, 0.01, tokens=120)
+    early = workload(arrivals={"kind": "closed", "concurrency": 20})
+    [told] = [w for w in analyse(tables, early).warnings if w.kind == "young_loop"]
+    assert "20 of the loop's first 20 requests" in told.message
+    late = workload(arrivals={"kind": "closed", "concurrency": 20}, warmup="8s", window="5s")
+    assert "young_loop" not in [w.kind for w in analyse(tables, late).warnings]
 
 
 def test_ramp_is_not_stationary_by_design() -> None:

@@ -113,6 +113,8 @@ def _warnings(found: Found, tables: CellTables, requests: Latencies, workload: W
     elif not found.window.stationary:
         hint = None if workload.arrivals.kind == "ramp" else "lengthen warmup, then window"
         warn("not_stationary", found.window.why or "not stationary", hint)
+    if found.young:
+        warn("young_loop", found.young, "lengthen warmup to the time a request takes")
     if n < FEW_REQUESTS:
         warn("few_requests", f"{n} requests were due in the window; tails are unknown", "lengthen the window")
     lost = failures(tables, requests)

@@ -2,7 +2,9 @@
 
 Procedure, in this order:
 
-1. The planned window is ``[warmup, warmup + window)`` on the cell's clock, which starts with its load.
+1. The planned window is ``[warmup, warmup + window)`` on the cell's clock, which starts with its load. A closed loop's
+   begins at the earliest when each of its first requests has had its first token (:func:`filled_s`): until then the
+   prompts that were all sent at once are worked off. Requests in flight cannot show that, they are constant.
 2. Drift test (:func:`drifts`: a line, and the start against the later half) on requests in flight and output token
    rate, a line on time to first token.
 3. Where something drifts, MSER-5 (White 1997) on requests in flight and token rate truncates the beginning, at most
@@ -14,7 +16,7 @@ Procedure, in this order:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,12 +33,15 @@ LEVEL = 0.01
 """Significance, Holm-corrected over the series tested: 1 stationary cell in 100 is called drifting by chance."""
 RELEVANT = {"requests in flight": 0.25, "output token rate": 0.15, "time to first token": 0.5}
 """Drift over the whole window, as a share of its mean, below which a significant drift is let pass."""
+MOST_CUT = 0.5
+"""Share of the planned window that may be cut from its beginning."""
+YOUNG = 0.5
+"""Share of a closed loop's first requests that may be unfinished when the window begins, without a warning."""
 MIN_LATENCIES = 24
 """Requests needed to test their latency for drift."""
 OVERLOAD_SHARE = 0.05
 """Share of the arrivals by which the backlog must grow for the cell to be called overloaded."""
-
-
+NO_DRIFT = "planned, no drift found"
 SLOWDOWN = 1.25
 """Median duration of the last third of requests over the first third's, above which a growing backlog is overload."""
 
@@ -59,10 +64,14 @@ class Drift:
 
 @dataclass(frozen=True)
 class Found:
-    """The window, and whether the load outgrew the deployment in it (``overload`` says how it shows)."""
+    """The window, and whether the load outgrew the deployment in it (``overload`` says how it shows).
+
+    ``young`` says that most of a closed loop's first requests were still running when the window began.
+    """
 
     window: Window
     overload: str | None = None
+    young: str | None = None
 
 
 def in_flight(tables: CellTables, edges: F64) -> F64:
@@ -167,7 +176,7 @@ def rate(tables: CellTables, edges: F64) -> F64:
     return np.asarray(tokens / np.diff(edges), dtype=np.float64)
 
 
-def mser5(series: F64, most: float = 0.5) -> int | None:
+def mser5(series: F64, most: float = MOST_CUT) -> int | None:
     """MSER-5 truncation: how many leading observations to drop, or ``None`` where it does not settle within ``most``.
 
     Batches of 5; the cut minimises the squared standard error of what is left (White 1997), searched over the first
@@ -189,16 +198,54 @@ def find(tables: CellTables, workload: WorkloadSpec) -> Found:
     if workload.arrivals.kind == "ramp":
         why = "the arrival rate rises by design, so nothing is stationary: read the cell as a sweep"
         return Found(Window(start_s=begin, end_s=end, method="planned", stationary=False, why=why))
-    backlog, overload = (None, False) if workload.arrivals.kind == "closed" else growing(tables, begin, end)
+    if workload.arrivals.kind == "closed":
+        return _of_closed(tables, begin, end, workload.arrivals.concurrency)
+    return _settled(tables, begin, begin, end)
+
+
+def _of_closed(tables: CellTables, begin: float, end: float, concurrency: int) -> Found:
+    """A closed loop's window: as :func:`_settled`, once the loop is filled; and whether it is still young then."""
+    filled = filled_s(tables, concurrency)
+    if filled > begin + MOST_CUT * (end - begin):
+        when = f"at {filled:.1f} s" if math.isfinite(filled) else "never"
+        why = f"the last of the loop's first {concurrency} requests had its first token {when}: the loop was filling"
+        found = Found(Window(start_s=begin, end_s=end, method="planned", stationary=False, why=why))
+    else:
+        found = _settled(tables, begin, max(begin, filled), end, closed=True)
+    running = _first(tables, concurrency, tables.requests.end_s) > found.window.start_s
+    if running.sum() <= YOUNG * len(running):
+        return found
+    young = f"{running.sum()} of the loop's first {concurrency} requests, sent at once, ran on when the window began"
+    return replace(found, young=f"{young}: fewer prompts are in its steps than in a loop that has turned over")
+
+
+def filled_s(tables: CellTables, concurrency: int) -> float:
+    """When each of a closed loop's first ``concurrency`` requests had had its first token, or had failed; ∞: never."""
+    r = tables.requests
+    seen = np.where(np.isnan(r.first_token_s), r.end_s, r.first_token_s)
+    return float(_first(tables, concurrency, seen).max(initial=0.0))
+
+
+def _first(tables: CellTables, concurrency: int, column: F64) -> F64:
+    """The column's values of the first ``concurrency`` requests that were sent; never (NaN) counts as ∞."""
+    sent = tables.requests.sent_s
+    order = np.argsort(sent, kind="stable")[: min(concurrency, int(np.count_nonzero(~np.isnan(sent))))]
+    return np.asarray(np.nan_to_num(column[order], nan=np.inf), dtype=np.float64)
+
+
+def _settled(tables: CellTables, planned: float, begin: float, end: float, *, closed: bool = False) -> Found:
+    """The window within ``[begin, end)``, as the module says; ``planned`` is where the workload wants it to begin."""
+    backlog, overload = (None, False) if closed else growing(tables, begin, end)
     few = testable(tables, begin, end)
     found = [] if few else drifts(tables, begin, end)
     if not found and not few and not backlog:
-        return Found(Window(start_s=begin, end_s=end, method="planned, no drift found", stationary=True))
+        method = f"planned, first {begin - planned:.2f} s cut: the loop was filling" if begin > planned else NO_DRIFT
+        return Found(Window(start_s=begin, end_s=end, method=method, stationary=True))
     cut = None if overload or few else _truncation(tables, begin, end)
-    if cut:
+    if cut and begin + cut <= planned + MOST_CUT * (end - planned):
         later = begin + cut
         if not drifts(tables, later, end) and not testable(tables, later, end):
-            method = f"planned, first {cut:.2f} s cut by MSER-5"
+            method = f"planned, first {later - planned:.2f} s cut by MSER-5"
             return Found(Window(start_s=later, end_s=end, method=method, stationary=True))
     why = backlog or few or "; ".join(d.text for d in found)
     window = Window(start_s=begin, end_s=end, method="planned", stationary=False, why=why)

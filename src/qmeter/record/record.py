@@ -122,6 +122,8 @@ class Provenance(_Frozen):
     seed: int
     calibration: str | None = None
     """For a simulated record: the calibration it rests on."""
+    analysed: str | None = None
+    """The version and commit of the qMeter that analysed its tables again later; ``None``: never."""
 
 
 class Neighbour(_Frozen):
