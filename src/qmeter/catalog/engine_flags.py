@@ -125,7 +125,8 @@ VLLM_WEIGHTS = {
     "fp8-block": VllmWeights(
         "bf16", f.FP8_BLOCK, "fp8", "fp8", load_args=("--quantization", "fp8_per_block"),
         kernels=("BlockScaled",), wrong_kernels=("MarlinFP8",), kernel_proves_activations=True, min_capability=(8, 9),
-        env=(("VLLM_USE_DEEP_GEMM", "0"),), note="CUTLASS; DeepGEMM compiles its kernels for minutes at each start",
+        note="Hopper takes DeepGEMM, which compiles its kernels for minutes at a host's first start; an engine option "
+        "env.VLLM_USE_DEEP_GEMM: '0' takes CUTLASS, slower than BF16 at load",
     ),
     "w4a8-fp8": VllmWeights(
         "ct-w4a8-fp8", f.W4A8_FP8_CUTLASS, "int4", "fp8", kernels=("CutlassW4A8",), kernel_proves_activations=True,
