@@ -26,7 +26,7 @@ print(json.dumps({"found": found}))
 
 
 def test_what_the_solver_writes_to_descriptor_1_does_not_arrive_on_stdout():
-    """GIVEN a solver that writes and that prints through the C library WHEN it is called THEN stdout is the caller's."""
+    """GIVEN a solver that writes, and prints through the C library WHEN it is called THEN stdout is the caller's."""
     done = subprocess.run([sys.executable, "-c", CALLEE], capture_output=True, text=True, check=True)
     assert done.stdout == 'before {"found": "answer"}\n'
     assert "written by the callee" in done.stderr and "printed by the callee" in done.stderr

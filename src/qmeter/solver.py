@@ -14,7 +14,7 @@ STDOUT, STDERR = 1, 2
 
 
 class _Diversion:
-    """Descriptor 1 while solvers run, one or several threads of them: the first turns it away, the last puts it back."""
+    """Descriptor 1 while solvers run, in one or several threads: the first turns it away, the last puts it back."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
