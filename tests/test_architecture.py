@@ -24,7 +24,7 @@ RANKS: list[set[str]] = [
     {"store", "profiles"},
     {"analysis"},
     {"simulate"},
-    {"capacity"},
+    {"capacity", "solver"},
     {"study"},
     {"plan", "schedule", "tune"},
     {"report"},

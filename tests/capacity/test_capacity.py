@@ -152,6 +152,21 @@ def test_beyond_the_support_is_refused_unless_allowed():
     assert sustain(short, Mix((CHAT,)), curve=False, allow_extrapolation=True).notes
 
 
+def test_a_capacity_ends_where_the_records_do_and_says_so(offer):
+    """GIVEN records of at most 24 sequences at once WHEN the promise allows more THEN the rate stops at them."""
+    made = made_calibration()
+    few = offer_of(made.model_copy(update={"support": made.support.model_copy(update={"sequences": 24})}))
+    whole, bounded = (sustain(o, Mix((BATCH,)), draws=4, curve=False) for o in (offer, few))
+    assert 0 < bounded.rate_hz.value < whole.rate_hz.value and not whole.bounded
+    assert bounded.bounded == "up to 24 sequences in a step" and bounded.bounded in bounded.binds
+    assert max(bounded.draws_hz) <= bounded.rate_hz.value == bounded.rate_hz.high
+    free = sustain(few, Mix((BATCH,)), curve=False, allow_extrapolation=True)
+    assert free.rate_hz.value == whole.rate_hz.value and free.notes and not free.bounded
+    half = offer_of(made.model_copy(update={"support": made.support.model_copy(update={"step_tokens": 100})}))
+    with pytest.raises(AnalysisError, match="tokens in a step"):  # a lone prompt of 400 tokens is beyond it
+        sustain(half, Mix((BATCH,)), curve=False)
+
+
 def test_knobs_turn_down_within_what_was_measured(offer):
     small = with_knobs(offer, max_sequences=8)
     assert small.name.endswith("/max_sequences=8") and small.calibration.scheduler().max_sequences == 8

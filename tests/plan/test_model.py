@@ -1,4 +1,5 @@
 import importlib.util
+import itertools
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -6,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qmeter.errors import AnalysisError
 from qmeter.plan import model
-from qmeter.plan.model import Problem, most_served, objective, solve
+from qmeter.plan.model import Problem, Tie, most_served, objective, solve
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "plan"
 
@@ -64,6 +66,45 @@ def test_pools_bettered_by_another_do_not_change_the_answer(monkeypatch):
     )  # fmt: skip
     assert len(model._undominated(worse)) == len(model._undominated(p))
     assert solve(worse, gap=0.0).value == pytest.approx(solve(p, gap=0.0).value)
+
+
+def test_of_plans_of_equal_value_the_second_objective_chooses_as_exhaustive_search_does():
+    """GIVEN prices on a coarse grid, so that plans tie WHEN power chooses THEN it is the least of the least plans."""
+    exact, changed = script("exact"), 0
+    for seed in range(60):
+        rng = np.random.default_rng(1000 + seed)
+        p = exact.instance(rng)
+        p = replace(p, fixed=np.ceil(p.fixed / 2.5))
+        tie = Tie(rng.uniform(200, 600, p.shape[0]), np.zeros((p.shape[0], p.shape[2])), np.arange(p.shape[0]))
+        plain, found = solve(p, gap=0.0), solve(p, gap=0.0, tie=tie)
+        assert (plain is None) == (found is None)
+        if found is None or found.replicas.max() > exact.MOST:
+            continue
+        assert found.value == pytest.approx(plain.value)
+        every = np.array(list(itertools.product(range(exact.MOST + 1), repeat=p.shape[0])))
+        allowed = (every @ p.power_w <= p.budget_w + 1e-9) & (np.abs(every @ p.fixed - plain.value) < 1e-6)
+        for k, count in enumerate(p.counts):
+            allowed &= every[:, p.kind == k] @ p.devices[p.kind == k] <= count
+        toll = tie.kind_share * float(plain.replicas @ tie.fixed)
+        worth = [float(n @ tie.fixed) + toll * np.count_nonzero(n) for n in (found.replicas, *every[allowed])]
+        assert worth[0] == pytest.approx(min(w for w, n in zip(worth[1:], every[allowed], strict=True)
+                                             if exact.fits(p, n)))  # fmt: skip
+        changed += not np.array_equal(found.replicas, plain.replicas)
+    assert changed > 3, "no instance had a tie"
+
+
+def test_a_tie_that_cannot_be_settled_in_time_leaves_the_plan(monkeypatch):
+    """GIVEN a second program that finds nothing in its time WHEN it is solved THEN the first answer stands."""
+    p, first = problem(), model._milp
+
+    def milp(*args, held=None, **more):
+        if held is not None:
+            raise AnalysisError("no plan was found in 0 s")
+        return first(*args, held=held, **more)
+
+    monkeypatch.setattr(model, "_milp", milp)
+    found = solve(p, gap=0.0, tie=Tie(np.array([2.0, 1.0]), np.zeros((2, 2)), np.arange(2)))
+    assert found.replicas.tolist() == solve(p, gap=0.0).replicas.tolist()
 
 
 def test_what_cannot_be_is_none_and_the_most_that_can_be_served_is_found():

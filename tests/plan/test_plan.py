@@ -8,7 +8,9 @@ from qmeter.plan.check import loads, watch
 from qmeter.plan.demand import demand_of
 from qmeter.plan.load import load_plan_text
 from qmeter.plan.run import NoPlan, PlanResult, make_plan
-from qmeter.plan.words import data, promises
+from qmeter.plan.words import data, promises, reason, rows
+from qmeter.simulate.calibration import save
+from qmeter.testing.deployments import made_calibration
 
 GIVEN = ("price_usd_h: 4, quality: {given: {bf16: {task.facts.accuracy: [0.88, 0.9, 0.92]}, "
          "fp8: {task.facts.accuracy: [0.7, 0.9, 0.95]}}}")  # fmt: skip
@@ -89,9 +91,6 @@ def test_floors_hold_on_the_confidence_bound(plan_text):
 
 
 def test_least_energy_prefers_the_less_hungry(plan_text, tmp_path):
-    from qmeter.simulate.calibration import save
-    from qmeter.testing.deployments import made_calibration
-
     path = save(
         [made_calibration("bf16", speed=1.1, power=1.6), made_calibration("fp8", power=0.8)], tmp_path / "c.json"
     )
@@ -106,6 +105,51 @@ def test_least_energy_prefers_the_less_hungry(plan_text, tmp_path):
     assert least.energy_j.value == pytest.approx(least.found.solution.value, rel=0.1), "the model's energy is off"
     green = make_plan(load_plan_text(base.replace("OBJ", "carbon")), what_if=False)
     assert green.carbon_g.value == pytest.approx(green.energy_j.value / 3.6e6 * 300, rel=1e-6)
+
+
+def test_of_deployments_that_cost_the_same_the_less_hungry_is_chosen_and_the_words_say_so(plan_text, tmp_path):
+    """GIVEN a faster and a less hungry method at one price WHEN one replica of either is enough THEN power decides."""
+    both = [made_calibration("bf16", speed=1.3, power=2.0), made_calibration("fp8", power=0.7)]
+    path = save(both, tmp_path / "t.json")
+    chat = """
+  - {name: chat, rate: 4/s, prompt_tokens: {kind: fixed, tokens: 100}, output_tokens: {kind: fixed, tokens: 40},
+     slo: {ttft: 300ms, tpot: 20ms}}"""
+    text = f"qmeter: 1\nname: t\nclasses:{chat}\nfleet:\n  - {{source: '{path}', price_usd_h: 1}}\n"
+    made = make_plan(load_plan_text(text), what_if=False)
+    assert {made.choice(p).offer.method for p in made.pools} == {"fp8"}
+    said = next(line for line in reason(made) if "one replica sustains" in line)
+    assert "equal in cost with bf16" in said and "more power" in said and "best of the others" not in said
+
+
+def test_deployments_of_several_models_are_told_apart(tmp_path):
+    """GIVEN a fleet of two models WHEN a plan is told THEN each method stands after its model; with one, alone."""
+    small = made_calibration()
+    other = small.model_copy(update={"deployment": {**small.deployment, "model": "llama-2-13b"}})
+    chat = """
+  - {name: chat, rate: 4/s, prompt_tokens: {kind: fixed, tokens: 100}, output_tokens: {kind: fixed, tokens: 40},
+     slo: {ttft: 300ms, tpot: 20ms}}"""
+    for found, label in (([small, other], "/bf16"), ([small], "bf16")):
+        path = save(found, tmp_path / f"{len(found)}.json")
+        text = f"qmeter: 1\nname: t\nclasses:{chat}\nfleet:\n  - {{source: '{path}', price_usd_h: 1}}\n"
+        made = make_plan(load_plan_text(text), what_if=False)
+        (row,) = rows(made)
+        assert row["label"] == (label if len(found) == 1 else made.choice(row["pool"]).offer.model + label)
+        assert any(line.startswith(f"{row['label']} on ") for line in reason(made))
+
+
+def test_a_load_within_what_was_measured_is_planned_though_saturation_is_beyond_it(plan_text, tmp_path):
+    """GIVEN records of at most 16 sequences at once WHEN a light load is planned THEN it is, and the bound is told."""
+    made = made_calibration()
+    support = made.support.model_copy(update={"sequences": 16})
+    path = save([made.model_copy(update={"support": support})], tmp_path / "s.json")
+    chat = """
+  - {name: chat, rate: 4/s, prompt_tokens: {kind: fixed, tokens: 100}, output_tokens: {kind: fixed, tokens: 40},
+     slo: {ttft: 3s, tpot: 100ms}}"""
+    text = f"qmeter: 1\nname: t\nclasses:{chat}\nfleet:\n  - {{source: '{path}', price_usd_h: 1}}\n"
+    found = make_plan(load_plan_text(text), what_if=False)
+    assert isinstance(found, PlanResult)
+    assert data(found)["pools"][0]["bounded_by_measured"] == "up to 16 sequences in a step"
+    assert any("bounded by what was measured (up to 16 sequences in a step)" in line for line in reason(found))
 
 
 def test_too_few_devices_conflict_with_the_promises(plan_text):

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 from pathlib import Path
 
 import pytest
 import tune_worlds as w
 
 import qmeter.tune
+from qmeter.analysis.metrics import Better
 from qmeter.cli.tune import with_evaluations
 from qmeter.errors import IncompatibleRecords, StoreError
 from qmeter.record import Quantity, Reason
-from qmeter.tune.advise import advise
+from qmeter.tune.advise import advise, shown
 from qmeter.tune.journal import Outcome, SearchJournal
+from qmeter.tune.problem import Term
 from qmeter.tune.spec import load_tune_text
 from qmeter.tune.tuner import Tuner
 
@@ -141,6 +144,13 @@ def test_where_no_point_keeps_the_limits_the_nearest_is_named(tmp_path):
     go(made)
     found = advise(made)
     assert found.choice is None and "breaks TTFT p90" in found.why[0] and "limit 1 ms" in found.why[0]
+
+
+def test_a_share_of_nothing_is_zero_not_minus_zero():
+    """GIVEN a share that is to be large WHEN it is 0 THEN its loss stands for 0, without a sign."""
+    term = Term("slo_attainment", "chat", Better.HIGHER, limit=0.9)
+    assert math.copysign(1.0, term.value(term.loss(0.0))) == 1.0
+    assert shown(Quantity.of(term.value(term.loss(0.0)), term.unit)) == "0"
 
 
 def test_an_objective_that_stays_unknown_is_a_failure_with_its_reason(tmp_path):

@@ -14,8 +14,8 @@ from qmeter.capacity.traffic import ClassLoad, Mix, Sample, sample
 from qmeter.record import Quantity
 from qmeter.simulate.engine import at_scheduler
 from qmeter.simulate.fast import simulate
-from qmeter.simulate.load import SimLoad
-from qmeter.simulate.support import check
+from qmeter.simulate.load import SimLoad, SimResult
+from qmeter.simulate.support import beyond, check
 
 F64 = NDArray[np.float64]
 
@@ -96,6 +96,8 @@ class Capacity:
             without load. ``low``, ``high``: 90% interval over the calibration's draws, where draws were asked for.
         curve: idle, then fractions of the rate: power, attainment, utilisation.
         binds: what stops it from going higher, in words ("chat: TPOT").
+        bounded: where the records end before any promise breaks: what they cover ("up to 96 sequences in a step"); a
+            replica may sustain more than was measured. Empty: a promise binds.
         replicas: size of the pool it was found with.
         draws_hz: the rate that each calibration draw sustains.
         notes: questions near the edge of the calibration.
@@ -111,6 +113,7 @@ class Capacity:
     draws_hz: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
     lonely_s: float | None = None
+    bounded: str = ""
 
     def power_w(self, rate_hz: float) -> float:
         """Mean power of a replica at a rate, interpolated (held beyond the curve's end). Units: W."""
@@ -132,7 +135,8 @@ def sustain(
     """The highest rate a replica at which every class of the mix keeps its SLO, with its power curve.
 
     The same requests are sent faster and slower (common random numbers), so the answer is a function of the seed.
-    The rate is cut where the mean power would exceed the offer's limit. About 10 simulations of 5 to 25 ms on the
+    The rate is cut where the mean power would exceed the offer's limit, and to the highest that the calibration covers
+    where its records end before a promise breaks (``Capacity.bounded``). About 10 simulations of 5 to 25 ms on the
     compiled kernel, and as many for each draw.
 
     Args:
@@ -144,7 +148,7 @@ def sustain(
         allow_extrapolation: answer beyond the calibration's support, with notes.
 
     Raises:
-        AnalysisError: a request that can never run, or a question that the calibration does not cover.
+        AnalysisError: a request that can never run, or one that the calibration does not cover even alone.
     """
     how = precision or Precision()
     requests = sample(mix, max(how.requests, how.requests * replicas // 4), seed)
@@ -158,12 +162,19 @@ def sustain(
         words = f"{binds}{least[0]}"
         return Capacity(offer.name, mix, Quantity.of(0.0, "1/s", why=words), (idle,), words, replicas,
                         lonely_s=least[1])  # fmt: skip
+    sustained, bounded = rate, ""
+    if not allow_extrapolation:
+        rate, bounded = _highest_covered(offer, pool, requests, rate, how.tolerance)
+        binds = f"what was measured ({bounded})" if bounded else binds
     notes = _covered(offer, pool, requests, rate, allow_extrapolation)
     found = [
-        search.highest(Pool.of(offer, replicas, draw=d, seed=seed, noises=pool), near=rate)[0] for d in range(draws)
+        search.highest(Pool.of(offer, replicas, draw=d, seed=seed, noises=pool), near=sustained)[0]
+        for d in range(draws)
     ]
+    found = [min(hz, rate) for hz in found] if bounded else found
     points = [_idle_point(offer)] + [search.point(pool, rate, f) for f in (FRACTIONS if curve else (1.0,))]
-    return Capacity(offer.name, mix, _interval(rate, found), tuple(points), binds, replicas, tuple(found), notes)
+    return Capacity(offer.name, mix, _interval(rate, found), tuple(points), binds, replicas, tuple(found), notes,
+                    bounded=bounded)  # fmt: skip
 
 
 def kept(served: Served, classes: Sequence[ClassLoad], warmup_share: float = 0.1) -> tuple[Kept, ...]:
@@ -266,8 +277,32 @@ def _covered(offer: Offer, pool: Pool, requests: Sample, rate: float, allow: boo
     Raises:
         AnalysisError: out of the calibration's support and not allowed.
     """
+    return check(offer.calibration, *_steps(pool, requests, rate), allow=allow)
+
+
+def _highest_covered(offer: Offer, pool: Pool, requests: Sample, rate: float, tolerance: float) -> tuple[float, str]:
+    """The highest rate up to ``rate`` that the calibration covers, and the end of what it covers where that is less.
+
+    Not even near zero load covered: ``rate`` as it is, for :func:`_covered` to refuse.
+    """
+
+    def lacks(at: float) -> str | None:
+        return beyond(offer.calibration, *_steps(pool, requests, at))
+
+    why, low, high = lacks(rate), rate / LONELY, rate
+    if why is None or lacks(low) is not None:
+        return rate, ""
+    while high - low > tolerance * high:
+        middle = (low + high) / 2
+        less = lacks(middle)
+        low, high, why = (middle, high, why) if less is None else (low, middle, less)
+    return low, why
+
+
+def _steps(pool: Pool, requests: Sample, rate: float) -> tuple[SimLoad, SimResult]:
+    """One replica at a rate, with each of its steps."""
     load = at_scheduler(SimLoad(requests.sent_unit / rate, requests.prompt, requests.output), pool.model)
-    return check(offer.calibration, load, simulate(load, pool.rules, pool.model, detail=True), allow=allow)
+    return load, simulate(load, pool.rules, pool.model, detail=True)
 
 
 def _idle_point(offer: Offer) -> LoadPoint:

@@ -89,7 +89,8 @@ def _sums(result: PlanResult) -> list[str]:
         if q.value is not None or name == result.spec.objective:
             over = "" if name == "cost" else f" over {result.demand.horizon_h:g} h"
             lines.append(f"{name}: {_text(q)}{over}")
-    lines.append(f"headroom: all rates × {_text(result.headroom.growth)} before a promise breaks; holds in "
+    ends = " or what was measured ends" if any(one.found.bounded for one in result.limits) else ""
+    lines.append(f"headroom: all rates × {_text(result.headroom.growth)} before a promise breaks{ends}; holds in "
                  f"{_text(result.headroom.certainty, share=True)} of calibration draws")  # fmt: skip
     work = f"{len(found.rounds)} rounds, {found.watched.requests:,} requests simulated in the last"
     gaps = f"solver gap {found.solution.gap:.2%}; {found.gap:.2%} above the bound of the linear model"
@@ -119,7 +120,7 @@ def _pools(result: PlanResult) -> Table:
         offer = result.choice(row["pool"]).offer
         knobs = "".join(f" {k}={v}" for k, v in offer.knobs.items())
         table.add_row(
-            escape(f"{row['method']}{' @ ' + row['device'] if many else ''}{knobs}"), str(row["replicas"]),
+            escape(f"{row['label']}{' @ ' + row['device'] if many else ''}{knobs}"), str(row["replicas"]),
             ", ".join(row["serves"]), f"{row['rate_hz']:.3g}", str(shown(q)).removesuffix(" req/s") if q else "",
             row["binds"], "unknown" if row["power_mean_w"] is None else f"{row['power_mean_w']:,.0f}",
             "" if row["usd_h"] is None else f"{row['usd_h']:.4g}",

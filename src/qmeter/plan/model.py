@@ -8,7 +8,8 @@
 
 ``use`` is the replicas that one request a second takes: 1 / capacity. HiGHS solves it (through SciPy), with its gap.
 Periods whose demand changes nothing are left out and looked at again afterwards; pools that another one betters in
-every respect are left out.
+every respect are left out. Of plans of equal value a second objective chooses: the program is solved again for it, with
+the first held at the value found.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qmeter.errors import AnalysisError, MissingExtra
+from qmeter.solver import milp
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -28,6 +30,14 @@ Flags = NDArray[np.bool_]
 
 FEASIBLE = 1e-7
 FIRST_PERIODS = 3
+EQUAL = 5e-4
+"""Relative difference of values up to which two plans are equal: what would be shown as +0.0%."""
+ROW = 1e-5
+"""The solver keeps its rows to 1e-6."""
+TIE_NODES = 100
+"""Nodes of the search tree for choosing among equal plans (so that the answer is the same on a busy host)."""
+TIE_S = 2.0
+"""And seconds, as a stop: past them the choice among equals may depend on the host, the value does not."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,34 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Tie:
+    """What chooses among plans of equal value: least of it, in any unit.
+
+    Attributes:
+        fixed: (P,) of one replica throughout. marginal: (P, T) of one replica's worth of load in a period, beyond it.
+        kind: (P,) number of the pool's kind of deployment. Each kind in use counts as ``kind_share`` of the sum:
+            another one must save that much.
+    """
+
+    fixed: F64
+    marginal: F64
+    kind: I64
+    kind_share: float = 0.02
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What another program keeps: an objective, ``fixed`` (P,) and ``marginal`` (P, T), of at most ``most``; and a toll
+    on each ``kind`` (P,) in use."""
+
+    fixed: F64
+    marginal: F64
+    most: float
+    kind: I64
+    toll: float
+
+
+@dataclass(frozen=True)
 class Solution:
     """An answer.
 
@@ -84,41 +122,86 @@ class Solution:
         return 0.0 if self.value <= 0 else max(0.0, (self.value - self.bound) / self.value)
 
 
-def solve(problem: Problem, *, gap: float = 0.01, time_limit_s: float = 60.0) -> Solution | None:
+def solve(
+    problem: Problem, *, gap: float = 0.01, time_limit_s: float = 60.0, tie: Tie | None = None
+) -> Solution | None:
     """The least-objective plan to within ``gap``; ``None`` where none is feasible.
+
+    Args:
+        tie: chooses among plans of equal value, as far as TIE_NODES nodes suffice.
 
     Raises:
         AnalysisError: no plan was found within the time limit, and none was excluded.
         MissingExtra: scipy is not installed.
     """
     started = time.monotonic()
-    keep = _undominated(problem)
+    until = started + time_limit_s
     if not np.any(problem.demand_hz > 0):
         nobody = np.zeros((problem.shape[1], problem.shape[0], problem.shape[2]))
         return Solution(np.zeros(problem.shape[0], dtype=np.int64), nobody, 0.0, 0.0, 1.0, 0.0)
+    keep = _undominated(problem)
     if not len(keep):
         return None
     small = _pools(problem, keep)
     every = np.arange(problem.shape[2])
     active = every if np.any(small.marginal) else _peaks(small)
+    first = _replicas(small, active, gap, until)
+    if first is None:
+        return None
+    best = _whole(problem, keep, first)
+    if tie is not None:
+        best = _settled(problem, tie, active, best, gap, min(until, time.monotonic() + TIE_S))
+    return replace(best, seconds=time.monotonic() - started)
+
+
+def _replicas(p: Problem, active: I64, gap: float, until: float, held: _Held | None = None) -> Solution | None:
+    """The program over the periods ``active``, and over more of them until every period's demand fits."""
     while True:
-        left = time_limit_s - (time.monotonic() - started)
-        found = _milp(_periods(small, active), gap, left)
+        row = None if held is None else replace(held, marginal=held.marginal[:, active])
+        found = _milp(_periods(p, active), gap, until - time.monotonic(), held=row)
         if found is None:
             return None
-        missing = [t for t in every if t not in active and not _routable(small, found.replicas, int(t))]
+        missing = [t for t in range(p.shape[2]) if t not in active and not _routable(p, found.replicas, t)]
         if not missing:
-            break
+            return found
         active = np.sort(np.append(active, missing[:FIRST_PERIODS]))
-    routing = np.zeros((problem.shape[1], len(keep), problem.shape[2]))
-    for t in every:
-        routing[:, :, t] = _route(small, found.replicas, int(t))
+
+
+def _whole(problem: Problem, keep: I64, found: Solution) -> Solution:
+    """A plan of some of the pools as one of all, each period routed anew."""
+    small = _pools(problem, keep)
     replicas = np.zeros(problem.shape[0], dtype=np.int64)
     replicas[keep] = found.replicas
-    whole = np.zeros((problem.shape[1], problem.shape[0], problem.shape[2]))
-    whole[:, keep] = routing
-    value = objective(problem, replicas, whole)
-    return Solution(replicas, whole, value, min(found.bound, value), 1.0, time.monotonic() - started)
+    routing = np.zeros((problem.shape[1], problem.shape[0], problem.shape[2]))
+    for t in range(problem.shape[2]):
+        routing[:, keep, t] = _route(small, found.replicas, t)
+    value = objective(problem, replicas, routing)
+    return Solution(replicas, routing, value, min(found.bound, value), 1.0, found.seconds)
+
+
+def _settled(problem: Problem, tie: Tie, active: I64, first: Solution, gap: float, until: float) -> Solution:
+    """Of the plans of no greater value than ``first``, one of least ``tie``: the load outside of the periods looked at
+    is taken to be routed as in them."""
+    keep = _undominated(problem, tie)
+    small = _pools(problem, keep)
+    outside = problem.demand_hz.sum() / problem.demand_hz[:, active].sum()
+    second = replace(small, fixed=tie.fixed[keep], marginal=tie.marginal[keep] * outside)
+    most = first.value * (1 + EQUAL)
+    toll = tie.kind_share * _worth(problem, tie, first)
+    kind = np.unique(tie.kind[keep], return_inverse=True)[1]
+    try:
+        found = _replicas(second, active, gap, until, _Held(small.fixed, small.marginal, most, kind, toll))
+    except AnalysisError:
+        return first
+    if found is None:
+        return first
+    other = _whole(problem, keep, replace(found, bound=first.bound))
+    mine, theirs = (_worth(problem, tie, s) + toll * len(set(tie.kind[s.replicas > 0])) for s in (first, other))
+    return other if other.value <= most * (1 + ROW) and theirs < mine * (1 - ROW) else first
+
+
+def _worth(problem: Problem, tie: Tie, plan: Solution) -> float:
+    return objective(replace(problem, fixed=tie.fixed, marginal=tie.marginal), plan.replicas, plan.routing)
 
 
 def most_served(problem: Problem, *, time_limit_s: float = 30.0) -> Solution:
@@ -140,9 +223,10 @@ def objective(problem: Problem, replicas: I64, routing: F64) -> float:
     return float(problem.fixed @ replicas + (problem.marginal * load).sum())
 
 
-def _undominated(p: Problem) -> I64:
+def _undominated(p: Problem, tie: Tie | None = None) -> I64:
     """Pools that no other one betters (or equals, the first of equals stays)."""
-    score = np.column_stack([p.fixed, p.devices, p.power_w, p.use, p.marginal])
+    more = [] if tie is None else [tie.fixed, tie.marginal]
+    score = np.column_stack([p.fixed, p.devices, p.power_w, p.use, p.marginal, *more])
     gone = np.zeros(len(score), dtype=bool)
     for b in range(len(score)):
         if not np.any(np.isfinite(p.use[b])):
@@ -179,7 +263,9 @@ def _arcs(p: Problem) -> tuple[I64, I64, I64]:
     return c, q, t
 
 
-def _milp(p: Problem, gap: float, time_limit_s: float, *, elastic: bool = False) -> Solution | None:
+def _milp(
+    p: Problem, gap: float, time_limit_s: float, *, elastic: bool = False, held: _Held | None = None
+) -> Solution | None:
     optimize, sparse = _scipy()
     pools, classes, periods = p.shape
     c, q, t = _arcs(p)
@@ -192,9 +278,11 @@ def _milp(p: Problem, gap: float, time_limit_s: float, *, elastic: bool = False)
     at = np.arange(n)
     number = np.cumsum(served.ravel()).reshape(served.shape) - 1
     rows = int(served.sum())
-    width = pools + n + 1
+    last = pools + n
+    kinds = 0 if held is None else int(held.kind.max()) + 1
+    width = last + 1 + kinds
     cover = sparse.csr_matrix((np.ones(n), (number[c, t], pools + at)), shape=(rows, width))
-    share = sparse.csr_matrix((np.full(rows, -1.0), (np.arange(rows), np.full(rows, width - 1))), shape=(rows, width))
+    share = sparse.csr_matrix((np.full(rows, -1.0), (np.arange(rows), np.full(rows, last))), shape=(rows, width))
     room = sparse.csr_matrix((load, (q * periods + t, pools + at)), shape=(pools * periods, width))
     room = room - sparse.csr_matrix(
         (np.ones(pools * periods), (np.arange(pools * periods), np.repeat(np.arange(pools), periods))),
@@ -210,20 +298,30 @@ def _milp(p: Problem, gap: float, time_limit_s: float, *, elastic: bool = False)
     if np.isfinite(p.budget_w):
         row = sparse.csr_matrix((p.power_w, (np.zeros(pools), np.arange(pools))), shape=(1, width))
         parts.append((row, np.array([-np.inf]), np.array([p.budget_w])))
-    cost = np.concatenate([p.fixed, p.marginal[q, t] * load, [0.0]])
+    filled = np.bincount(q * periods + t, weights=load, minlength=pools * periods).reshape(pools, periods)
+    most = np.ceil(filled.max(axis=1, initial=0.0) - FEASIBLE)
+    cost = np.concatenate([p.fixed, p.marginal[q, t] * load, np.zeros(1 + kinds)])
+    if held is not None:
+        unit = held.most if held.most > 0 else 1.0
+        spent = np.concatenate([held.fixed, held.marginal[q, t] * load, np.zeros(1 + kinds)]) / unit
+        parts.append((sparse.csr_matrix(spent[None, :]), np.array([-np.inf]), np.array([held.most / unit])))
+        each = np.arange(pools)
+        use = sparse.csr_matrix((np.concatenate([np.ones(pools), -most]), (np.concatenate([each, each]),
+                                 np.concatenate([each, last + 1 + held.kind]))), shape=(pools, width))  # fmt: skip
+        parts.append((use, np.full(pools, -np.inf), np.zeros(pools)))
+        cost[last + 1 :] = held.toll
     if elastic:
         scale = max(float(np.abs(cost).sum()), 1e-9)
         cost = cost * (1e-4 / scale)
-        cost[-1] = -1.0
-    filled = np.bincount(q * periods + t, weights=load, minlength=pools * periods).reshape(pools, periods)
-    most = np.ceil(filled.max(axis=1, initial=0.0) - FEASIBLE)
-    result = optimize.milp(
+        cost[last] = -1.0
+    nodes = {} if held is None else {"node_limit": TIE_NODES}
+    result = milp(
         cost,
         constraints=[optimize.LinearConstraint(a, low, high) for a, low, high in parts],
-        integrality=np.concatenate([np.ones(pools), np.zeros(n + 1)]),
-        bounds=optimize.Bounds(np.append(np.zeros(pools + n), 0.0 if elastic else 1.0),
-                               np.concatenate([most, np.ones(n + 1)])),
-        options={"mip_rel_gap": gap, "time_limit": max(time_limit_s, 0.1)},
+        integrality=np.concatenate([np.ones(pools), np.zeros(n + 1), np.ones(kinds)]),
+        bounds=optimize.Bounds(np.concatenate([np.zeros(last), [0.0 if elastic else 1.0], np.zeros(kinds)]),
+                               np.concatenate([most, np.ones(n + 1 + kinds)])),
+        options={"mip_rel_gap": gap, "time_limit": max(time_limit_s, 0.1)} | nodes,
     )  # fmt: skip
     if result.status == 2:
         return None
@@ -232,9 +330,9 @@ def _milp(p: Problem, gap: float, time_limit_s: float, *, elastic: bool = False)
                             hint="allow more time, or give fewer configurations")  # fmt: skip
     replicas = np.round(result.x[:pools]).astype(np.int64)
     routing = np.zeros((classes, pools, periods))
-    routing[c, q, t] = result.x[pools : pools + n]
+    routing[c, q, t] = result.x[pools:last]
     bound = result.mip_dual_bound if result.mip_dual_bound is not None else result.fun
-    return Solution(replicas, routing, float(result.fun), float(bound), float(result.x[-1]),
+    return Solution(replicas, routing, float(result.fun), float(bound), float(result.x[last]),
                     time.monotonic() - started)  # fmt: skip
 
 

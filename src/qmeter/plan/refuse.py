@@ -9,7 +9,7 @@ from qmeter.errors import SpecError
 from qmeter.plan.demand import Demand
 from qmeter.plan.spec import PlanSpec
 from qmeter.plan.supply import Choice
-from qmeter.plan.table import Exclusion, Measurer, Table, needs_energy, quantity_text
+from qmeter.plan.table import Exclusion, Measurer, Table, quantity_text
 
 Faults = list[tuple[str, str]]
 
@@ -27,7 +27,7 @@ def refuse_unserved(spec: PlanSpec, table: Table, measure: Measurer) -> None:
         if len({e.choice for e in floors}) == len(table.choices):
             faults += _quality(c, table.demand, table.choices)
         else:
-            faults += _latency(spec, c, table, own, measure)
+            faults += _latency(c, table, own, measure)
             if floors:
                 names = ", ".join(sorted({table.choices[e.choice].offer.method for e in floors}))
                 faults.append((f"classes[{c}].quality", f"leaves out {names}: lower the floor to let them serve"))
@@ -70,12 +70,12 @@ def _keepers(choices: Sequence[Choice], name: str, floor: float) -> list[str]:
     return sorted({k.offer.method for k in choices if k.offer.keeps({name: floor})})
 
 
-def _latency(spec: PlanSpec, c: int, table: Table, own: Sequence[Exclusion], measure: Measurer) -> Faults:
+def _latency(c: int, table: Table, own: Sequence[Exclusion], measure: Measurer) -> Faults:
     """The limit that is out of reach, with the least that would do; else why the calibration has no answer."""
     one = table.demand.classes[c]
     best: dict[str, tuple[float, str]] = {}
     for choice in table.choices:
-        found = measure.capacity(choice, one, one.slo, needs_energy(spec))
+        found = measure.capacity(choice, one, one.slo)
         if isinstance(found, Capacity) and found.lonely_s is not None:
             limit = found.binds.partition(": ")[2].split()[0].lower()
             if limit not in best or found.lonely_s < best[limit][0]:

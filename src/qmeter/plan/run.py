@@ -70,6 +70,10 @@ class PlanResult:
         """The choice of a pool."""
         return self.table.choices[self.table.pools[pool].choice]
 
+    def label(self, pool: int) -> str:
+        """Short name of a pool's deployment."""
+        return self.table.label(self.table.pools[pool].choice)
+
 
 @dataclass(frozen=True)
 class NoPlan:

@@ -13,7 +13,7 @@ from qmeter.errors import AnalysisError
 from qmeter.plan.check import PoolLimit, Watched, draws_of, limits, watch
 from qmeter.plan.model import Solution, solve
 from qmeter.plan.spec import PlanSpec
-from qmeter.plan.table import Table, problem_of
+from qmeter.plan.table import Table, problem_of, tie_of
 
 F64 = NDArray[np.float64]
 
@@ -82,11 +82,11 @@ def search(spec: PlanSpec, table: Table, *, on_step: Callable[[str], None] | Non
     factor, ceiling = np.ones(len(table.pools)), np.full(len(table.pools), np.inf)
     best: Found | None = None
     rounds: list[Round] = []
-    most = factor.copy()
+    most, tie = factor.copy(), tie_of(spec, table)
     while len(rounds) < ROUNDS:
         if on_step:
             on_step(f"round {len(rounds) + 1}: solving and simulating")
-        plan = solve(problem_of(spec, table, factor), gap=spec.gap)
+        plan = solve(problem_of(spec, table, factor), gap=spec.gap, tie=tie)
         if plan is None and best is None:
             if _relax(factor, ceiling):
                 continue

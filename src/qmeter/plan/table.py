@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from qmeter.capacity import Capacity, ClassLoad, Mix, Precision, sustain
 from qmeter.errors import AnalysisError
 from qmeter.plan.demand import Demand
-from qmeter.plan.model import Problem
+from qmeter.plan.model import Problem, Tie
 from qmeter.plan.spec import PlanSpec
 from qmeter.plan.supply import Choice
 from qmeter.record import Quantity
@@ -52,17 +52,17 @@ class Measurer:
 
     spec: PlanSpec
     on_step: Callable[[str], None] | None = None
-    known: dict[tuple[str, str, str, bool], Capacity | str] = field(default_factory=dict)
+    known: dict[tuple[str, str, str], Capacity | str] = field(default_factory=dict)
 
-    def capacity(self, choice: Choice, one: ClassLoad, level: SLO, curve: bool) -> Capacity | str:
+    def capacity(self, choice: Choice, one: ClassLoad, level: SLO) -> Capacity | str:
         """One class alone at a level, on one replica; or why it is not known."""
-        key = (choice.offer.name, f"{one.lengths!r}{one.burstiness}", level.model_dump_json(), curve)
+        key = (choice.offer.name, f"{one.lengths!r}{one.burstiness}", level.model_dump_json())
         if key not in self.known:
             if self.on_step:
                 self.on_step(f"{choice.offer.method}: {one.name}")
             load = ClassLoad(one.name, one.lengths, level, one.burstiness)
             try:
-                self.known[key] = sustain(choice.offer, Mix((load,)), seed=self.spec.seed, curve=curve,
+                self.known[key] = sustain(choice.offer, Mix((load,)), seed=self.spec.seed,
                                           precision=Precision(requests=4000),
                                           allow_extrapolation=self.spec.extrapolate)  # fmt: skip
             except AnalysisError as error:
@@ -93,6 +93,11 @@ class Table:
         """Name of a pool's offer."""
         return self.choices[self.pools[pool].choice].offer.name
 
+    def label(self, choice: int) -> str:
+        """Short name of a choice: its method, after its model where the fleet has several."""
+        offer = self.choices[choice].offer
+        return f"{offer.model}/{offer.method}" if len({c.offer.model for c in self.choices}) > 1 else offer.method
+
     def unserved(self) -> list[int]:
         """Classes that no pool serves."""
         return [c for c in range(len(self.demand.classes)) if not np.any(self.capacity_hz[:, c] > 0)]
@@ -105,7 +110,6 @@ def needs_energy(spec: PlanSpec) -> bool:
 
 def table_of(spec: PlanSpec, choices: Sequence[Choice], demand: Demand, measure: Measurer) -> Table:
     """Every pool that may be of use, with its capacities."""
-    curve = needs_energy(spec)
     pools: list[PoolKind] = []
     rows: list[list[float]] = []
     power: list[tuple[float, float]] = []
@@ -118,11 +122,11 @@ def table_of(spec: PlanSpec, choices: Sequence[Choice], demand: Demand, measure:
                 out.append(Exclusion(k, c, "quality", _missed(choice, floors, missed)))
             else:
                 allowed.append(c)
-        if curve and choice.offer.idle_w.value is None:
+        if needs_energy(spec) and choice.offer.idle_w.value is None:
             out += [Exclusion(k, c, "energy", choice.offer.idle_w.why or "no energy counter") for c in allowed]
             continue
         for level in _levels([demand.classes[c].slo for c in allowed]):
-            found = {c: measure.capacity(choice, demand.classes[c], level, curve) for c in allowed
+            found = {c: measure.capacity(choice, demand.classes[c], level) for c in allowed
                      if within(level, demand.classes[c].slo)}  # fmt: skip
             own = {c: level == demand.classes[c].slo for c in found}
             out += [Exclusion(k, c, _kind(f), f if isinstance(f, str) else f.binds) for c, f in found.items()
@@ -160,6 +164,24 @@ def problem_of(spec: PlanSpec, table: Table, factor: F64) -> Problem:
         counts=np.array([np.inf if c is None else float(c) for c in counts]),
         power_w=base + slope, budget_w=spec.power_budget_w or float("inf"),
     )  # fmt: skip
+
+
+def tie_of(spec: PlanSpec, table: Table) -> Tie:
+    """What chooses among plans of equal value: least energy, or least cost where energy (or its carbon) is the value.
+
+    Where the energy of a pool is unknown: the least load on all replicas together, so the most headroom. Plans of fewer
+    kinds are preferred where another kind saves next to nothing.
+    """
+    demand = table.demand
+    shape = (len(table.pools), len(demand.carbon_g_kwh))
+    kind = np.array([p.choice for p in table.pools], dtype=np.int64)
+    if spec.objective != "cost":
+        prices = [table.choices[p.choice].offer.price_usd_h or 0.0 for p in table.pools]
+        return Tie(np.array(prices) * demand.horizon_h, np.zeros(shape), kind)
+    if np.all(np.isfinite(table.base_w)):
+        joules = np.repeat(table.slope_w[:, None], shape[1], axis=1) * demand.period_s
+        return Tie(table.base_w * demand.period_s * shape[1], joules, kind)
+    return Tie(np.zeros(shape[0]), np.ones(shape), kind)
 
 
 def device_kind(spec: PlanSpec, choice: Choice) -> int:
@@ -219,7 +241,7 @@ def _power(found: Sequence[Capacity], choice: Choice) -> tuple[float, float]:
     """``(base, slope)`` of power over the share of a full load, from idle's successors on the curve, mean of classes.
 
     Power is concave in the load: a straight line through the loads that a plan runs at (a quarter to all) is closer
-    than one from idle. Where no curve was asked for, the one point counts as base.
+    than one from idle. NaN where energy is unknown.
     """
     lines = []
     for one in found:
@@ -227,8 +249,6 @@ def _power(found: Sequence[Capacity], choice: Choice) -> tuple[float, float]:
         if len(points) > 1:
             slope, base = np.polyfit([p.fraction for p in points], [p.power_w for p in points], 1)
             lines.append((float(base), max(float(slope), 0.0)))
-        elif points:
-            lines.append((points[0].power_w, 0.0))
     if not lines:
         return float("nan"), float("nan")
     return float(np.mean([b for b, _ in lines])), float(np.mean([s for _, s in lines]))

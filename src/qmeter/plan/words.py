@@ -31,13 +31,16 @@ def rows(result: PlanResult) -> list[dict[str, Any]]:
         serves = [c.name for i, c in enumerate(result.demand.classes) if plan.routing[i, pool].max() > 1e-6]
         watts = result.found.watched.power_w[pool]
         out.append({
-            "pool": pool, "deployment": offer.name, "method": offer.method, "device": offer.device,
+            "pool": pool, "deployment": offer.name, "method": offer.method,
+            "label": result.label(pool), "device": offer.device,
             "replicas": int(plan.replicas[pool]), "devices": int(plan.replicas[pool]) * offer.devices,
             "serves": serves, "level": promise(kind.level),
             "rate_hz": limit.rate_hz if limit else 0.0,
             "sustains_hz": limit.found.rate_hz.model_dump(exclude_none=True) if limit else None,
             "used": limit.rate_hz / (limit.found.rate_hz.value or 1.0) if limit else 0.0,
-            "binds": limit.found.binds if limit else "nothing: idle", "power_mean_w": _finite(float(watts.mean())),
+            "binds": limit.found.binds if limit else "nothing: idle",
+            "bounded_by_measured": (limit.found.bounded or None) if limit else None,
+            "power_mean_w": _finite(float(watts.mean())),
             "usd_h": None if offer.price_usd_h is None else offer.price_usd_h * int(plan.replicas[pool]),
             "extrapolated": offer.calibration.extrapolated,
             "notes": list(limit.found.notes) if limit else [],
@@ -73,9 +76,10 @@ def reason(result: PlanResult) -> list[str]:
         said.append(_chosen(result, choice))
     tightest = max(result.limits, key=_used, default=None)
     if tightest is not None:
-        name = result.choice(tightest.pool).offer.method
-        said.append(f"The fullest pool ({name}) runs at {_used(tightest):.0%} of what it sustains; what would break "
-                    f"first there is {tightest.found.binds}.")  # fmt: skip
+        first = (f"the rate there is bounded by {tightest.found.binds}, it may sustain more" if tightest.found.bounded
+                 else f"what would break first there is {tightest.found.binds}")  # fmt: skip
+        said.append(f"The fullest pool ({result.label(tightest.pool)}) runs at {_used(tightest):.0%} of what it "
+                    f"sustains; {first}.")  # fmt: skip
     held = result.headroom.certainty
     if held.value is not None:
         more = "." if held.value >= 0.9 else "; ask for more with 'certainty: 0.9', or calibrate better."
@@ -93,7 +97,7 @@ def _chosen(result: PlanResult, choice: int) -> str:
     best = _best(table, choice, group)
     others = [(k, _best(table, k, group)) for k in range(len(table.choices)) if k != choice]
     rivals = [(k, v) for k, v in others if v > 0]
-    text = f"{offer.method} on {offer.device}: one replica sustains {best:.3g} requests/s of {name}"
+    text = f"{table.label(choice)} on {offer.device}: one replica sustains {best:.3g} requests/s of {name}"
     if not rivals:
         return f"{text}; nothing else in the fleet may serve that class."
 
@@ -102,10 +106,28 @@ def _chosen(result: PlanResult, choice: int) -> str:
         return value / price if price else value
 
     rival, value = max(rivals, key=lambda r: worth(*r))
-    money = f" for {offer.price_usd_h:.3g} USD/h" if offer.price_usd_h else ""
     other = table.choices[rival].offer
-    theirs = f" for {other.price_usd_h:.3g} USD/h" if other.price_usd_h else ""
-    return f"{text}{money}; the best of the others, {other.method} on {other.device}, {value:.3g}{theirs}."
+    money, theirs = (f" for {o.price_usd_h:.3g} USD/h" if o.price_usd_h else "" for o in (offer, other))
+    beside = f"{table.label(rival)} on {other.device}"
+    if worth(rival, value) < worth(choice, best):
+        return f"{text}{money}; the best of the others, {beside}, {value:.3g}{theirs}."
+    if result.spec.objective == "cost" and other.price_usd_h == offer.price_usd_h:
+        same = "price" if result.spec.electricity.price_usd_kwh else "cost"
+        draws = _draws(result, choice, rival, group)
+        return f"{text}{money}; equal in {same} with {beside} ({value:.3g}{theirs}){draws}."
+    return f"{text}{money}; beside it, {beside}, {value:.3g}{theirs}."
+
+
+def _draws(result: PlanResult, choice: int, rival: int, group: int) -> str:
+    """How much more a replica of a rival would draw with the choice's load of a class; empty: no more, or unknown."""
+    table, plan = result.table, result.found.solution
+    own = max((p for p in result.pools if table.pools[p].choice == choice),
+              key=lambda p: float(plan.routing[group, p] @ result.demand.rate_hz[group]))  # fmt: skip
+    rate = float((plan.routing[group, own] * result.demand.rate_hz[group]).max() / plan.replicas[own])
+    theirs = max((p for p, k in enumerate(table.pools) if k.choice == rival), key=lambda p: table.capacity_hz[p, group])
+    mine, more = (float(table.base_w[p] + table.slope_w[p] * min(rate / table.capacity_hz[p, group], 1.0))
+                  for p in (own, theirs))  # fmt: skip
+    return f", which draws {more / mine - 1:.0%} more power at {rate:.3g}/s" if more > mine else ""
 
 
 def _best(table: Any, choice: int, group: int) -> float:

@@ -78,7 +78,7 @@ def html(result: PlanResult, pictures: list[Picture]) -> str:
                                      undefined=jinja2.StrictUndefined)  # fmt: skip
     template = environment.from_string((folder / "plan.html.j2").read_text(encoding="utf-8"))
     plan = result.found.solution
-    pools = " + ".join(f"{int(plan.replicas[p])} × {result.choice(p).offer.method}" for p in result.pools)
+    pools = " + ".join(f"{int(plan.replicas[p])} × {result.label(p)}" for p in result.pools)
     notes = [f"{r['deployment']}: {r['extrapolated']}" for r in rows(result) if r["extrapolated"]]
     notes += [f"{r['deployment']}: {n}" for r in rows(result) for n in r["notes"]]
     return template.render(
@@ -137,7 +137,7 @@ def _tables(result: PlanResult) -> list[Row]:
 def _pools(result: PlanResult) -> Any:
     alt = altair()
     flow = loads(result.table, result.found.solution)
-    names = {p: f"{result.choice(p).offer.method} #{p}" for p in result.pools}
+    names = {p: f"{result.label(p)} #{p}" for p in result.pools}
     data, caps = [], []
     for p in result.pools:
         full = fullness(result.table, flow, p) / result.found.factor[p]

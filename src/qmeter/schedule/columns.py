@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qmeter.schedule.milp import GAP, NODES, SCALE_J, Infeasible, Problem, Rows, Solution, optimise
+from qmeter.solver import milp
 
 Prices = Mapping[tuple[int, str], float]
 F64 = NDArray[np.float64]
@@ -265,7 +266,7 @@ class Master:
 
     def whole(self, gap: float) -> Solution | None:
         """The best whole choice among the columns, its shares then made anew for the replicas chosen."""
-        from scipy.optimize import Bounds, LinearConstraint, milp
+        from scipy.optimize import Bounds, LinearConstraint
 
         slots = self.p.slots
         matrix, low, cost, of_slot, x = self._matrix(self.columns)

@@ -140,6 +140,8 @@ def choose(spec: ScheduleSpec, say: Callable[[str], None] = lambda _: None, prec
         say(f"capacity of {name}")
         alone = [_sustained(spec, offer, Mix((one,)), precision, curve=False) for one in loads]
         rates = [a.rate_hz.value or 0.0 for a in alone]
+        notes += [f"{name}: its capacity for {one.name} is bounded by what was measured ({a.bounded})"
+                  for one, a in zip(loads, alone, strict=True) if a.bounded]  # fmt: skip
         if not any(rates):
             why[name] = [a.binds for a in alone]
             continue

@@ -32,6 +32,7 @@ from qmeter.capacity import lower_is_better
 from qmeter.errors import AnalysisError, MissingExtra
 from qmeter.schedule.kinds import BANDS, Kind
 from qmeter.schedule.spec import ScheduleSpec
+from qmeter.solver import milp
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -204,7 +205,7 @@ class Rows:
             Infeasible: no plan keeps every constraint.
         """
         try:
-            from scipy.optimize import Bounds, LinearConstraint, milp
+            from scipy.optimize import Bounds, LinearConstraint
             from scipy.sparse import coo_matrix
         except ImportError as error:
             raise MissingExtra("simulate", "the scheduler's optimisation") from error

@@ -25,6 +25,11 @@ class _Axis:
     share: float
     most: float
 
+    @property
+    def refused(self) -> bool:
+        """Whether too much of the question lies beyond what was measured."""
+        return self.most > self.limit * NEAR and (self.share > REFUSE_SHARE or self.most > FAR * self.limit)
+
 
 def check(calibration: Calibration, load: SimLoad, result: SimResult, *, allow: bool) -> tuple[str, ...]:
     """Notes on steps beyond the calibration's support.
@@ -38,13 +43,20 @@ def check(calibration: Calibration, load: SimLoad, result: SimResult, *, allow: 
             continue
         text = (f"{axis.what}: up to {axis.most:,.0f} asked, up to {axis.limit:,.0f} measured "
                 f"({axis.share:.0%} of it beyond)")  # fmt: skip
-        if not allow and (axis.share > REFUSE_SHARE or axis.most > FAR * axis.limit):
+        if not allow and axis.refused:
             raise AnalysisError(
                 f"the calibration {calibration.label} does not cover this question: {text}",
                 hint="measure a cell there and calibrate again, or allow extrapolation (intervals are then too narrow)",
             )
         notes.append(text)
     return tuple(notes)
+
+
+def beyond(calibration: Calibration, load: SimLoad, result: SimResult) -> str | None:
+    """The end of what was measured that a question lies beyond ("up to 96 sequences in a step"); ``None``: it is
+    covered, as :func:`check` has it."""
+    axis = next((a for a in _axes(calibration, load, result) if a.refused), None)
+    return None if axis is None else f"up to {axis.limit:,.0f} {axis.what}"
 
 
 def _axes(calibration: Calibration, load: SimLoad, result: SimResult) -> list[_Axis]:

@@ -68,7 +68,7 @@ class Term:
     def value(self, loss: float) -> float:
         """The value that a loss stands for."""
         x = loss if self.better is Better.LOWER else -loss
-        return math.exp(x) if self.unit in LOG_UNITS else x
+        return math.exp(x) if self.unit in LOG_UNITS else x + 0.0  # a negative zero is none
 
     def violation(self, value: float) -> float:
         """By how much the limit is broken, as a loss; 0 or less: it is kept."""
