@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qmeter.analysis.compare import Axis, Relation, dominates, paired_relation, pareto, relation
+from qmeter.analysis.compare import Axis, Relation, dominates, log_gain, paired_relation, pareto, relation
 from qmeter.analysis.metrics import METRICS, Better, metric
 from qmeter.analysis.points import SLOVerdict, stand, verdict
 from qmeter.analysis.recommend import Criterion, QualityVerdict
@@ -267,6 +267,31 @@ def test_a_dominated_deployment_names_what_beats_it() -> None:
     made = decide(record("ref"), record("a", energy=0.5), record("b", energy=None))
     by = {p.key.label: p.dominated_by and p.dominated_by.label for p in made.pareto[0].points}
     assert by == {"ref": "a", "a": None, "b": None}
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 1, 0)])
+def test_what_beats_it_is_on_the_front_itself(order: tuple[int, ...]) -> None:
+    # GIVEN three methods, each better than the one before, WHEN they come in any order
+    chain = [record("ref"), record("a", energy=0.8), record("b", energy=0.5)]
+    made = decide(*(chain[k] for k in order))
+    # THEN both others are told the one that nothing beats
+    by = {p.key.label: p.dominated_by and p.dominated_by.label for p in made.pareto[0].points}
+    assert by == {"ref": "b", "a": "b", "b": None}
+
+
+def test_of_several_on_the_front_the_one_that_gains_most_is_named() -> None:
+    # GIVEN two that trade goodput for energy, and one that both beat
+    rows = [(10.0, 1.0), (11.0, 0.6), (30.0, 0.9)]
+    axes = (Axis("speed", Better.HIGHER), Axis("energy", Better.LOWER))
+
+    def stand(i: int, j: int) -> list[Relation]:
+        return [relation(q(rows[i][k]), q(rows[j][k]), axes[k].better) for k in (0, 1)]
+
+    def gain(i: int, j: int) -> float:
+        return sum(log_gain(q(rows[i][k]), q(rows[j][k]), axes[k].better) for k in (0, 1))
+
+    assert pareto(3, stand, gain) == [2, None, None]
+    assert log_gain(q(1.0), Quantity.unknown("1", "?"), Better.LOWER) == 0.0
 
 
 def test_twice_the_goodput_of_twice_the_gpus_dominates_nothing() -> None:

@@ -9,13 +9,15 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from qmeter.analysis.points import group
 from qmeter.cli.main import _run
 from qmeter.errors import StoreError
-from qmeter.record import CellStatus, Quantity, Record
+from qmeter.record import CellStatus, Neighbour, Quantity, Record
 from qmeter.report import write_report
 from qmeter.spec.study import Study
 from qmeter.store import StudyStore, list_profiles, open_results, write_profile
 from qmeter.store.intake import examine
+from qmeter.store.merged import Merged
 from qmeter.store.profile import Profile
 from qmeter.testing.records import made_records, made_study
 
@@ -138,19 +140,69 @@ def test_two_devices_are_compared_on_one_page(tmp_path: Path, monkeypatch: pytes
     assert changes["Energy/token"].startswith(("0", "+0")), changes
 
 
-def test_the_same_study_on_two_devices_does_not_collide(tmp_path: Path) -> None:
-    # GIVEN one study for whatever device there is: its cells have the same ids everywhere
-    from qmeter.store.merged import Merged
+def started(store: StudyStore, after_s: float) -> StudyStore:
+    """The store, its records as of a run so much later. Units: s."""
+    for record in store.records():
+        at = record.provenance.started_unix_s + after_s
+        store.append(changed(record, provenance=record.provenance.model_copy(update={"started_unix_s": at})))
+    return store
 
-    stores = []
-    for name in ("a", "b"):
-        store = StudyStore.create(tmp_path / name, study_on("auto", "same"), "")
-        made_records(store.study, store=store)
-        stores.append(store)
+
+def same_study(folder: Path) -> StudyStore:
+    """A study for whatever device there is: its cells have the same ids everywhere."""
+    store = StudyStore.create(folder, study_on("auto", "same"), "")
+    made_records(store.study, store=store)
+    return store
+
+
+def test_the_same_study_on_two_devices_does_not_collide(tmp_path: Path) -> None:
+    # GIVEN one study run twice, at different times
+    stores = [same_study(tmp_path / "a"), started(same_study(tmp_path / "b"), 60.0)]
+    # WHEN they are read as one THEN every measurement of both is there
     merged = Merged(stores)
     records = merged.records()
     assert len({r.cell_id for r in records}) == len(records) == 2 * len(stores[0].records())
     assert len(merged.tables(records[-1]).requests) == len(stores[1].tables(stores[1].records()[-1]).requests)
+    assert merged.read()[1] == ()
+
+
+def test_one_measurement_is_counted_once_whatever_holds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # GIVEN a study's folder, the profile made from it, and the same study run again later
+    folder, again = same_study(tmp_path / "run"), started(same_study(tmp_path / "again"), 60.0)
+    profile = write_profile(folder, tmp_path / "profile")
+    n = len(folder.records())
+    # WHEN they are read as one THEN the run counts once, the later one is a repeat
+    merged = Merged([Profile(profile), folder, again, folder], ["p", "run", "again", "run"])
+    records, warnings = merged.read()
+    assert [r.cell_id.partition("@")[2] for r in records] == ["0"] * n + ["2"] * n
+    assert [w.message for w in warnings] == [f"{n} records of run: the same measurements as in p, counted once"] * 2
+    alone = {p.key: p.metrics for d in group(folder.records())[0] for p in d.points}
+    assert {p.key: p.metrics for d in group(Merged([folder, folder]).records())[0] for p in d.points} == alone
+    # WHEN the report is asked for THEN command and page say so
+    pytest.importorskip("altair", reason="the report extra is not installed")
+    monkeypatch.setattr("qmeter.report.write.write_pictures", lambda *_: None)
+    out = tmp_path / "out"
+    assert _run(["report", str(folder.folder), str(profile), "--out", str(out)]) == 0
+    said = f"{n} records of {profile}: the same measurements as in {folder.folder}, counted once"
+    assert f"warning: {said} (" in capsys.readouterr().err
+    page = (out / "report.html").read_text()
+    assert f"{said}." in page and f"of {n} valid" in page
+
+
+def test_neighbours_of_a_measurement_that_counts_once_are_found(tmp_path: Path) -> None:
+    # GIVEN a profile of the first cell alone, and a folder in which that cell ran beside a second one
+    store = same_study(tmp_path / "run")
+    first, second, *_ = store.records()
+    part = StudyStore.create(tmp_path / "part", store.study, "")
+    part.append(first)
+    beside = Neighbour(deployment_id=first.deployment_id, label="x", devices=(1,), cell_id=first.cell_id)
+    store.append(changed(second, neighbours=(beside,)))
+    # WHEN they are read as one THEN the second's neighbour is the record that was kept
+    records = {r.cell_id: r for r in Merged([part, store]).records()}
+    assert f"{first.cell_id}@0" in records and f"{first.cell_id}@1" not in records
+    assert [n.cell_id for n in records[f"{second.cell_id}@1"].neighbours] == [f"{first.cell_id}@0"]
 
 
 def test_the_list_names_devices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

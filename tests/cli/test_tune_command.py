@@ -203,3 +203,17 @@ def test_a_limit_that_no_point_can_keep_ends_with_1_and_names_the_nearest(capsys
         and "breaks TTFT p90" in end["why"][0]
         and not Path("s/deploy.yaml").exists()
     )
+
+
+def test_a_load_beyond_every_configuration_is_named_as_the_reason(capsys, calibrated):
+    # GIVEN ten times what one device serves
+    file = example(calibrated, search={"sampler": "random", "evaluations": 2, "seed": 1})
+    data = yaml.safe_load(file.read_text())
+    data["study"]["workloads"][0] |= {"arrivals": {"kind": "poisson", "rate": "400/s"}}
+    data["objectives"] = ["ttft_p90_s", "tpot_p90_s"]
+    file.write_text(yaml.safe_dump(data))
+    # WHEN it is searched THEN the overload is the reason
+    code, out, err = run(capsys, file, "--json", "--out", "s", "--no-report")
+    end = json.loads(out.splitlines()[-1])
+    assert code == 1 and "2 × overloaded" in end["why"][0], (err, end["why"])
+    assert "chat is more than any configuration" in end["why"][1] and "Lower the load" in end["why"][2]

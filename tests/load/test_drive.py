@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ import pytest
 from qmeter.errors import LoadError
 from qmeter.load import LoadResult, Progress, Target, drive
 from qmeter.load.arrivals import dispersion, ks_p_value
+from qmeter.load.run import Worker
 from qmeter.record import RequestStatus
 from qmeter.spec.study import ClientSpec
 from qmeter.testing.accuracy import errors
@@ -330,15 +332,66 @@ def test_client_processes_end_with_their_parent(how: signal.Signals) -> None:
     assert not alive
 
 
-def test_a_client_process_that_dies_is_named() -> None:
-    def kill_child(_: Progress) -> None:
-        for child in psutil.Process().children():
-            if "qmeter.load.worker" in " ".join(child.cmdline()):
-                child.kill()
+def a_worker() -> psutil.Process | None:
+    """A client process of ours that runs its program already."""
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if "qmeter.load.worker" in child.cmdline():
+                return child
+    return None
 
-    with misbehaving() as server, pytest.raises(LoadError, match="SIGKILL"):
+
+def end_worker(_: Progress, how: signal.Signals = signal.SIGKILL) -> None:
+    child = a_worker()
+    if child is not None:
+        child.send_signal(how)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_client_process_that_dies_is_named(how: signal.Signals) -> None:
+    with misbehaving() as server, pytest.raises(LoadError, match=how.name):
         drive(schedule("constant", 20.0, 100), Target(server.base_url, "m"), origin_monotonic_s=0.0,
-              client=ClientSpec(processes=1), on_progress=kill_child)  # fmt: skip
+              client=ClientSpec(processes=1), on_progress=lambda p: end_worker(p, how))  # fmt: skip
+
+
+def test_a_client_process_that_an_interrupt_ends_is_the_runs_interrupt() -> None:
+    # GIVEN a client process that still imports, where Ctrl-C is not yet left to its parent
+    def interrupt() -> None:
+        until = time.monotonic() + 10
+        while (child := a_worker()) is None and time.monotonic() < until:
+            time.sleep(0.001)
+        if child is not None:
+            child.send_signal(signal.SIGINT)
+
+    began = threading.Thread(target=interrupt)
+    with misbehaving() as server:
+        began.start()
+        # WHEN the signal reaches it alone THEN the load ends as if it had reached this process
+        with pytest.raises(KeyboardInterrupt):
+            drive(schedule("constant", 20.0, 100), Target(server.base_url, "m"), origin_monotonic_s=0.0,
+                  client=ClientSpec(processes=2))  # fmt: skip
+        began.join()
+    assert a_worker() is None
+
+
+@pytest.mark.parametrize(
+    ("program", "error"),
+    [
+        ("import os, signal; signal.signal(2, signal.SIG_DFL); os.kill(os.getpid(), 2)", KeyboardInterrupt),
+        ("import sys; print('KeyboardInterrupt', file=sys.stderr); sys.exit(1)", KeyboardInterrupt),
+        ("raise ValueError('KeyboardInterrupt is not what this is')", LoadError),
+        ("import os; os.kill(os.getpid(), 15)", LoadError),
+    ],
+)
+def test_only_an_interrupt_ends_a_run(tmp_path: Path, program: str, error: type[BaseException]) -> None:
+    with open(tmp_path / "stderr", "w+b") as stderr:
+        process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                   stderr=stderr, bufsize=0)  # fmt: skip
+        worker = Worker(process, -1, stderr)
+        process.wait(10)
+        with pytest.raises(error):
+            worker.listen()
+        worker.end()
 
 
 def test_a_name_with_a_dead_first_address_still_connects() -> None:

@@ -63,6 +63,50 @@ def test_what_misleads_a_reader_is_warned_of(old: str, new: str, kind: str) -> N
     assert kind in _kinds(GOOD.replace(old, new))
 
 
+LONG = """
+qmeter: 1
+name: s
+models: [{name: m, source: "synth:llama-3.1-8b", shape: llama-3.1-8b}]
+engines: [{name: vllm}]
+methods: [awq-w4a16, bf16]
+device: h100-sxm
+workloads:
+  - {name: w, arrivals: {kind: closed, concurrency: 128}, prompt_tokens: {kind: fixed, tokens: 250},
+     output_tokens: {kind: lognormal, median: 1200, sigma: 0.6, low: 100, high: 4000}, warmup: 8s, window: 20s,
+     drain: 2s}
+repeats: 3
+"""
+
+
+def _short_drains(text: str, host: HostFacts = HOST) -> list[str]:
+    return [f"{w.message} ({w.hint})" for w in open_study_text(text, "t.yaml", host)[1] if w.kind == "short_drain"]
+
+
+def test_a_drain_that_must_cut_requests_is_warned_of_with_the_deployment_that_shows_it() -> None:
+    # GIVEN outputs of about 1,200 tokens, which bf16 cannot give within 2 s: 15 GB a token at 3.35 TB/s
+    (said,) = _short_drains(LONG)
+    # THEN the share, the deployment and the way out are named
+    assert "workload w: 21% of its requests" in said and "m/bf16/vllm takes 4.5 ms a token" in said
+    assert "lengthen the drain (18 s at the very least" in said
+    # WHEN nothing is certain THEN nothing is said
+    certain = [
+        ("drain: 2s", "drain: 20s"),
+        ("kind: lognormal, median: 1200, sigma: 0.6, low: 100, high: 4000", "kind: fixed, tokens: 1200"),
+        ("engines: [{name: vllm}]", 'engines: [{name: vllm, args: ["--speculative-config={}"]}]'),
+        ("drain: 2s", "drain: 2s, ignore_eos: false"),
+        ("device: h100-sxm", "device: auto"),
+    ]
+    for old, new in certain:
+        assert old in LONG
+        assert not _short_drains(LONG.replace(old, new)), new
+
+
+def test_requests_that_cannot_end_in_window_and_drain_are_warned_of_though_all_are_alike() -> None:
+    fixed = LONG.replace("kind: lognormal, median: 1200, sigma: 0.6, low: 100, high: 4000", "kind: fixed, tokens: 6000")
+    (said,) = _short_drains(fixed)
+    assert "100% of its requests" in said
+
+
 def test_weights_that_cannot_fit_are_a_warning_since_the_cell_is_recorded_as_failed() -> None:
     text = (
         GOOD.replace("smollm2-135m", "llama-2-70b")

@@ -5,6 +5,8 @@ The host is a recording of two GPUs; the engine is the fake one.
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -17,6 +19,7 @@ import pytest
 from qmeter.engines import table
 from qmeter.engines.table import Gpus, Traits
 from qmeter.errors import SpecError
+from qmeter.load import run as run_module
 from qmeter.record import CellStatus, Record
 from qmeter.spec.study import Cell, Parallelism, Placement, Study, expand
 from qmeter.store import StudyStore
@@ -161,6 +164,36 @@ def test_an_interrupt_ends_every_deployment_and_the_study_goes_on_in_pairs(tmp_p
     assert len(records) == 4
     assert all(n.cell_id for r in records for n in r.neighbours) and all(r.neighbours for r in records)
     assert sum(isinstance(e, CellEnded) for e in events) in (2, 4)
+
+
+@pytest.mark.parametrize("placement", list(Placement))
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_that_a_client_process_hears_first_leaves_no_failed_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, placement: Placement, how: signal.Signals
+) -> None:
+    # GIVEN a deployment, alone or beside another, whose client processes a signal ends while they import
+    real, warmed = run_module.subprocess.Popen, []
+
+    def struck(command: list[str], *args: object, **options: object) -> subprocess.Popen[bytes]:
+        process: subprocess.Popen[bytes] = real(command, *args, **options)  # type: ignore[call-overload]
+        if "qmeter.load.worker" in command:
+            warmed.append(process.pid)
+            if len(warmed) > 2:  # not the warm-ups
+                process.send_signal(how)
+        return process
+
+    monkeypatch.setattr(run_module.subprocess, "Popen", struck)
+    what = study(tmp_path, placement=(placement,))
+    store = StudyStore.create(tmp_path / "s", what, "")
+    # WHEN it is Ctrl-C's THEN the study is interrupted and has no record of those cells; else they failed
+    if how is signal.SIGINT:
+        with pytest.raises(KeyboardInterrupt):
+            run_study(what, store, host=TWO)
+        assert all(r.status is not CellStatus.FAILED for r in store.records())
+        return
+    run_study(what, store, host=TWO)
+    failed = [r for r in store.records() if r.status is CellStatus.FAILED]
+    assert failed and all("signal SIGTERM" in r.reasons[0].message for r in failed)
 
 
 @pytest.mark.parametrize(("gpus", "sizes"), [(1, []), (2, [2, 2]), (4, [4]), (8, [4])])

@@ -43,7 +43,9 @@ def record(tp: int, rate: float) -> SimpleNamespace:
     found = {"throughput_tok_s": Quantity.of(rate, "token/s", low=rate * 0.99, high=rate * 1.01)}
     energy = {"j_per_output_token": Quantity.of(0.3, "J/token", low=0.299, high=0.301)}
     cell = {"repeat": 0, "workload": {"name": "chat"}, "deployment": {"parallelism": {"tp": tp, "pp": 1, "dp": 1}}}
-    return SimpleNamespace(status=CellStatus.OK, cell=cell, metrics=found, energy=energy, quality={}, reasons=())
+    return SimpleNamespace(
+        status=CellStatus.OK, cell=cell, metrics=found, energy=energy, quality={}, reasons=(), warnings=()
+    )
 
 
 def searched(folder: Path, text: str = TEXT) -> Tuner:

@@ -162,6 +162,26 @@ def test_an_objective_that_stays_unknown_is_a_failure_with_its_reason(tmp_path):
     assert found.choice is None and "an objective stayed unknown" in found.why[0]
 
 
+def test_a_load_that_no_configuration_serves_is_called_that(tmp_path):
+    # GIVEN points that lost their latencies to an overload, and one that could not start
+    made = tuner(tmp_path / "a", "random")
+    for k in range(3):
+        values = {t.key: Quantity.unknown(t.unit, "9 of 20 requests failed") for t in w.TERMS}
+        made.tell(made.ask(), Outcome(values, overloaded=("chat",)))
+        # THEN the load is the reason, and nobody is told to leave the objective out
+        first, why, step = advise(made).why
+        assert f"{k + 1} × overloaded" in first
+        assert "chat is more than any configuration that was measured can serve" in why and "TTFT p90 (chat)" in why
+        assert step.startswith("Lower the load")
+    # WHEN the search is read back THEN it says the same
+    assert advise(tuner(tmp_path / "a", "random")).why == advise(made).why
+    # WHEN another failed for another reason THEN both are told
+    made.tell(made.ask(), Outcome({}, Reason(kind="EngineCrashed", stage="launch", message="no")))
+    why = advise(made).why
+    assert "3 × overloaded, 1 × EngineCrashed" in why[0] and "some configurations" in why[1]
+    assert why[-1].startswith("Look into the evaluations' folders")
+
+
 def test_deciding_never_executes():
     """No module of the room imports the study runner, an engine, or the load client."""
     for path in Path(qmeter.tune.__file__).parent.rglob("*.py"):

@@ -49,6 +49,14 @@ def relation(a: Quantity, b: Quantity, better: Better) -> Relation:
     return Relation.TIED
 
 
+def log_gain(a: Quantity, b: Quantity, better: Better) -> float:
+    """By how much ``a`` is better than ``b``: the logarithm of their ratio; 0 where that is not defined."""
+    if a.value is None or b.value is None or min(a.value, b.value) <= 0:
+        return 0.0
+    made = math.log(a.value / b.value)
+    return made if better is Better.HIGHER else -made
+
+
 def paired_relation(a: Mapping[K, float], b: Mapping[K, float], better: Better) -> Relation:
     """How ``a`` stands to ``b`` by what both have (repeats, loads): a t interval on the log ratio within each pair.
 
@@ -95,9 +103,19 @@ def dominates(relations: Sequence[Relation]) -> bool:
     return Relation.BETTER in relations
 
 
-def pareto(n: int, stand: Callable[[int, int], Sequence[Relation]]) -> list[int | None]:
+def pareto(
+    n: int, stand: Callable[[int, int], Sequence[Relation]], gain: Callable[[int, int], float] = lambda i, j: 0.0
+) -> list[int | None]:
     """For each of ``n`` rows: the index of a row that dominates it, or ``None`` where none does (it is in the set).
 
-    ``stand(i, j)`` gives how row i stands to row j on every axis.
+    Of several that dominate it, one that is itself in the set, and of these the one that gains the most; the first of
+    equals. (None of them need be in the set: what ties within noise is not transitive.)
+
+    ``stand(i, j)`` gives how row i stands to row j on every axis; ``gain(i, j)`` how much row i gains over row j.
     """
-    return [next((j for j in range(n) if j != i and dominates(stand(j, i))), None) for i in range(n)]
+    over = [[j for j in range(n) if j != i and dominates(stand(j, i))] for i in range(n)]
+
+    def best(i: int) -> int | None:
+        return max(over[i], key=lambda j: (not over[j], gain(j, i)), default=None)
+
+    return [best(i) for i in range(n)]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from qmeter import catalog
-from qmeter.analysis.compare import Axis, Relation, counts_per_gpu, pareto, relation
+from qmeter.analysis.compare import Axis, Relation, counts_per_gpu, log_gain, pareto, relation
 from qmeter.analysis.keys import DeploymentKey, qualified
 from qmeter.analysis.metrics import Better
 from qmeter.analysis.paired import Cell, cell_ratios
@@ -157,7 +157,15 @@ def pareto_set(deployments: list[Deployment], model: str, family: str, ratios: R
             for a in axes
         ]
 
-    beaten = pareto(len(mine), relations)
+    def gain(i: int, j: int) -> float:
+        """Over the axes on which row i is better beyond noise."""
+        return sum(
+            log_gain(rows[i][a.name], rows[j][a.name], a.better)
+            for a, apart in zip(axes, relations(i, j), strict=True)
+            if apart is Relation.BETTER
+        )
+
+    beaten = pareto(len(mine), relations, gain)
     points = tuple(
         ParetoPoint(d.key, p, row, None if by is None else mine[by][0].key)
         for (d, p), row, by in zip(mine, rows, beaten, strict=True)

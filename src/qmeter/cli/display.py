@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from qmeter.record import CellStatus, Quantity, Record
+from qmeter.record import CellStatus, Quantity, Reason, Record
 from qmeter.study.events import CellEnded, Event, Listener, StageStarted, StudyEnded, StudyStarted
 
 _STYLE = {CellStatus.OK: "green", CellStatus.INVALID: "yellow", CellStatus.FAILED: "red"}
@@ -34,6 +35,16 @@ def show_events(as_json: bool, console: Console | None = None) -> Iterator[Liste
             yield _heard(lambda event: board.hear(event, console))
     else:
         yield _heard(lambda event: console.print(_line(event), soft_wrap=True, highlight=False))
+
+
+def print_warnings(warnings: Sequence[Reason], as_json: bool) -> None:
+    """Warnings on stderr, each with the next step; JSON lines go to stdout."""
+    for warning in warnings:
+        message, hint = warning.message, warning.hint
+        if as_json:
+            typer.echo(json.dumps({"event": "warning", "message": message, "hint": hint}))
+        else:
+            typer.secho(f"warning: {message}" + (f" ({hint})" if hint else ""), fg="yellow", err=True)
 
 
 def _heard(draw: Listener) -> Listener:

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from qmeter.cli.display import print_warnings
+
 
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Study folder, or a profile's name or folder.")],
@@ -24,7 +26,7 @@ def report(
     """Write a study's report: one self-contained HTML page, charts as SVG, PNG and CSV, tables as CSV."""
     from qmeter.report import write_report
 
-    page = write_report(folder, out, others or ())
+    page = write_report(folder, out, others or (), lambda warning: print_warnings([warning], as_json))
     typer.echo(json.dumps({"event": "report", "path": str(page)}) if as_json else f"report: {page}")
     if show:
         webbrowser.open(page.resolve().as_uri())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -13,9 +12,8 @@ from typing import Annotated
 import typer
 
 from qmeter import catalog
-from qmeter.cli.display import show_events
+from qmeter.cli.display import print_warnings, show_events
 from qmeter.cli.plan_view import print_plan
-from qmeter.record import Reason
 from qmeter.spec.study import Placement, Study
 from qmeter.store import StudyStore
 from qmeter.study.check import check_study, open_study, open_study_text
@@ -60,7 +58,7 @@ def run(
     host = host if gpus is None else replace(host, gpus=gpus)
     host = host if device is None else replace(host, device=catalog.device(device).name)
     study, warnings = open_study(study_file, host, placement)
-    _warn(warnings, as_json)
+    print_warnings(warnings, as_json)
     if dry_run:
         print_plan(study, host, as_json=as_json)
         return
@@ -80,7 +78,7 @@ def resume(
     """Go on with a study folder: measure the cells it has no record of. Exit codes as for run."""
     store = StudyStore(folder)
     study = store.study
-    _warn(check_study(study), as_json)
+    print_warnings(check_study(study), as_json)
     _measure(study, store, retry_failed, as_json, report=not no_report)
 
 
@@ -114,12 +112,3 @@ def _measure(study: Study, store: StudyStore, retry_failed: bool, as_json: bool,
 
 def _exit_code(ended: StudyEnded) -> int:
     return 0 if ended.failed == ended.invalid == ended.waiting == 0 else 1
-
-
-def _warn(warnings: Sequence[Reason], as_json: bool) -> None:
-    for warning in warnings:
-        message, hint = warning.message, warning.hint
-        if as_json:
-            typer.echo(json.dumps({"event": "warning", "message": message, "hint": hint}))
-        else:
-            typer.secho(f"warning: {message}" + (f" ({hint})" if hint else ""), fg="yellow", err=True)

@@ -81,6 +81,7 @@ def drive(
     Raises:
         LoadError: nothing to send, a wrong target, or a client process that died. A server that is not there is no
             error: its requests end as ``connect_failed``.
+        KeyboardInterrupt: a client process ended by an interrupt, of which this process may not have heard yet.
     """
     if not len(schedule):
         raise LoadError("the schedule holds no request", stage="load", hint="raise the rate or the window")
@@ -200,6 +201,7 @@ class Worker:
 
         Raises:
             LoadError: it died without a report.
+            KeyboardInterrupt: an interrupt ended it.
         """
         piece: bytes | None = self.stdout.read()
         if piece is None:
@@ -217,10 +219,14 @@ class Worker:
                 self.report = message
         return True
 
-    def _died(self) -> LoadError:
+    def _died(self) -> LoadError | KeyboardInterrupt:
+        """Why it died. Ctrl-C goes to the whole process group, and reaches a process that does not ignore it yet (its
+        imports take a while) perhaps before ours, or while a thread waits here: that is the run's end, not its own."""
         code = self.process.wait(5)
         self._stderr.seek(0)
         lines = self._stderr.read().decode("utf-8", "replace").strip().splitlines()
+        if code == -signal.SIGINT or any(line.startswith(KeyboardInterrupt.__name__) for line in lines):
+            return KeyboardInterrupt("it ended a client process")
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         why = f": {lines[-1]}" if lines else ""
         return LoadError(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from qmeter.analysis.points import Deployment
 from qmeter.analysis.recommend import Recommendation
 from qmeter.analysis.summary import StudySummary, summarise
-from qmeter.record import Record
+from qmeter.record import Reason, Record
 from qmeter.report import devices, evidence, hardware, parallelism, pictures, tasks
 from qmeter.report.charts import Chart, altair
 from qmeter.report.context import page_parts
@@ -23,10 +23,16 @@ from qmeter.store.merged import Merged
 from qmeter.store.profile import Results
 
 
-def write_report(folder: Path, out: Path | None = None, others: Sequence[Path] = ()) -> Path:
+def write_report(
+    folder: Path,
+    out: Path | None = None,
+    others: Sequence[Path] = (),
+    on_warning: Callable[[Reason], None] = lambda _: None,
+) -> Path:
     """Write the report of a study's folder (or a profile's, or a profile by name); returns the page's path.
 
-    With ``others`` it holds the records of all of them, told apart by device and engine.
+    With ``others`` it holds the records of all of them, told apart by device and engine; a measurement that several of
+    them hold is counted once, and page and warning say so.
 
     Beside ``report.html`` lie ``charts/`` (SVG, PNG, CSV each) and ``tables/`` (CSV).
 
@@ -35,6 +41,7 @@ def write_report(folder: Path, out: Path | None = None, others: Sequence[Path] =
         out: where to; by default ``report/`` in the study's folder, for a profile ``<name>-report/`` here, for several
             ``compared-report/`` here.
         others: more of them to compare with.
+        on_warning: told what a reader of the page must know before.
 
     Raises:
         MissingExtra: the report extra is not installed.
@@ -44,12 +51,14 @@ def write_report(folder: Path, out: Path | None = None, others: Sequence[Path] =
     altair()
     results: StudyStore | Profile | Merged = open_results(str(folder))
     if others:
-        results = Merged([results, *(open_results(str(other)) for other in others)])
+        results = Merged([results, *(open_results(str(other)) for other in others)], [str(folder), *map(str, others)])
         out = out or Path.cwd() / "compared-report"
     if out is None:
         profile = isinstance(results, Profile)
         out = Path.cwd() / f"{results.folder.name}-report" if profile else results.folder / "report"
-    records = results.records()
+    records, warnings = results.read() if isinstance(results, Merged) else (results.records(), ())
+    for warning in warnings:
+        on_warning(warning)
     study = results.study
     loaded = hardware.load_cells(results, records)
     summary = summarise(records, reference=study.quality.reference or _scored_against(study), loaded=loaded)
@@ -70,6 +79,7 @@ def write_report(folder: Path, out: Path | None = None, others: Sequence[Path] =
     parts = page_parts(study, summary, records, made, notes, tables) | {
         "itl_note": itl_note,
         "matrices": found,
+        "doubts": [w.message for w in warnings],
     }
     out.mkdir(parents=True, exist_ok=True)
     page = out / "report.html"

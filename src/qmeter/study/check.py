@@ -18,7 +18,7 @@ from qmeter.spec.document import YamlPath, show
 from qmeter.spec.explain import unknown
 from qmeter.spec.load import Draft, draft_study, draft_text
 from qmeter.spec.study import Placement, Study
-from qmeter.study import check_client, check_deployments, check_energy, check_workloads, simulated
+from qmeter.study import check_client, check_deployments, check_drain, check_energy, check_workloads, simulated
 from qmeter.study.findings import Findings, HostFacts
 from qmeter.telemetry.table import SAMPLERS
 
@@ -83,6 +83,7 @@ def _findings(study: Study | None, data: Any, host: HostFacts | None) -> Finding
         facts = host or HostFacts.of_this_host()
         check_deployments.check(study, facts, findings)
         check_workloads.check(study, facts, findings)
+        check_drain.check(study, facts, findings)
         check_energy.check(study, facts, findings)
         simulated.check(study, findings)
         if not findings.faults:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -174,14 +175,7 @@ def _why(tuner: Tuner, choice: FrontRow, rows: Sequence[FrontRow], apart: Sequen
 def _nearest(tuner: Tuner, found: Sequence[Standing]) -> list[str]:
     """Which limits stand in the way, and the point that comes nearest."""
     if not found:
-        kinds: dict[str, int] = {}
-        for e in tuner.evaluated():
-            for _, o in e.runs:
-                kind = o.kind or "an objective stayed unknown"
-                kinds[kind] = kinds.get(kind, 0) + 1
-        said = ", ".join(f"{n} × {k}" for k, n in kinds.items()) or "nothing was measured"
-        return [f"No point gave numbers for every objective and limit: {said}.",
-                "Look into the evaluations' folders, or leave the objective that stays unknown out."]  # fmt: skip
+        return _unknown(tuner)
     bounds = tuner.bounds()
     over = [(s, max(float(s.measured.losses[j]) - most for j, most in bounds)) for s in found]
     best = min(over, key=lambda pair: pair[1])[0]
@@ -189,6 +183,32 @@ def _nearest(tuner: Tuner, found: Sequence[Standing]) -> list[str]:
              f"{_limit(tuner.terms[j])}" for j, most in bounds if best.measured.losses[j] > most]  # fmt: skip
     return [f"The nearest, {best.measured.point.label}, breaks {' and '.join(words)}.",
             "Relax that limit, lower the load, or widen the space."]  # fmt: skip
+
+
+def _unknown(tuner: Tuner) -> list[str]:
+    """Why no point has numbers for every term, and what to do about it."""
+    kinds: Counter[str] = Counter()
+    lost: dict[Term, None] = {}
+    for outcome in (o for e in tuner.evaluated() for _, o in e.runs):
+        if outcome.failure is not None:
+            kinds[outcome.failure.kind] += 1
+            continue
+        unknown = [t for t in tuner.terms if t.key not in outcome.values or not outcome.values[t.key].known]
+        beyond = [t for t in unknown if t.workload in outcome.overloaded]
+        kinds["overloaded" if beyond else "an objective stayed unknown"] += 1
+        lost |= dict.fromkeys(beyond)
+    said = ", ".join(f"{n} × {k}" for k, n in kinds.items()) or "nothing was measured"
+    words = [f"No point gave numbers for every objective and limit: {said}."]
+    if lost:
+        loads = ", ".join(dict.fromkeys(t.workload for t in lost))
+        names = ", ".join(_named(t) for t in lost)
+        every = "any configuration that was measured" if set(kinds) == {"overloaded"} else "some configurations"
+        words += [f"The load of {loads} is more than {every} can serve: its requests came faster than they were "
+                  f"answered, which leaves {names} unknown.",
+                  "Lower the load, or widen the space by what serves more."]  # fmt: skip
+    if not set(kinds) <= {"overloaded"} or not kinds:
+        words.append("Look into the evaluations' folders, or leave the objective that stays unknown out.")
+    return words
 
 
 def _caveats(tuner: Tuner, noise: Noise, unsettled: Sequence[Standing]) -> tuple[str, ...]:

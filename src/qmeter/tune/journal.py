@@ -46,12 +46,13 @@ class Outcome:
         values: term's key → quantity.
         failure: why it gave none, or ``None``.
         seconds: wall time it took.
-        deployment: what the engine was told and said, for the final spec.
+        overloaded: workloads whose requests came faster than they were served: what is unknown there, is for that.
     """
 
     values: Mapping[str, Quantity]
     failure: Reason | None = None
     seconds: float = 0.0
+    overloaded: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str | None:
@@ -77,6 +78,7 @@ class SearchJournal:
             "values": {k: q.model_dump(mode="json", exclude_none=True) | {"value": q.value}
                        for k, q in outcome.values.items()},
             "failure": outcome.failure.model_dump(mode="json") if outcome.failure else None,
+            "overloaded": list(outcome.overloaded),
         })  # fmt: skip
 
     def read(self) -> list[tuple[Proposal, Outcome | None]]:
@@ -104,7 +106,7 @@ class SearchJournal:
         else:
             values = {k: Quantity.model_validate(q) for k, q in row["values"].items()}
             failure = Reason.model_validate(row["failure"]) if row["failure"] else None
-            told[number] = Outcome(values, failure, float(row["seconds"]))
+            told[number] = Outcome(values, failure, float(row["seconds"]), tuple(row.get("overloaded", ())))
 
     def _append(self, row: dict[str, Any]) -> None:
         line = json.dumps({"version": VERSION, **row}).encode()

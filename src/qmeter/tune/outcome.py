@@ -20,7 +20,8 @@ def outcome_of(records: Sequence[Record], terms: Sequence[Term], repeat: int, se
         reason = bad[0].reasons[0] if bad and bad[0].reasons else none
         return Outcome({}, reason, seconds)
     by_workload = {str(r.cell["workload"]["name"]): r for r in mine}
-    return Outcome({t.key: value_of(by_workload.get(t.workload), t) for t in terms}, None, seconds)
+    overloaded = tuple(n for n, r in by_workload.items() if any(w.kind == "overloaded" for w in r.warnings))
+    return Outcome({t.key: value_of(by_workload.get(t.workload), t) for t in terms}, None, seconds, overloaded)
 
 
 def value_of(record: Record | None, term: Term) -> Quantity:
