@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from qmeter.cli.main import _run
+from qmeter.cli.simulate import _shown
+from qmeter.record import Quantity
 from qmeter.simulate import load_calibrations
 from qmeter.spec.study import EngineRef, ModelRef, Study
 from qmeter.store import StudyStore
@@ -114,3 +116,58 @@ def test_calibrations_are_moved_to_the_host_of_other_records(folder, tmp_path, c
     assert abs(float(factor[1]) - 1) < 0.1
     code, _, err = run(capsys, "calibrate-model", folder, "-o", path, "--host", "h200-70b")
     assert code == 3 and "does not show its host's pace" in " ".join(err.split()) and "measure one of" in err
+
+
+LENGTHS = ("--prompt-tokens", "50-600", "--output-tokens", "20-150")
+
+
+def test_a_load_that_outruns_the_deployment_is_answered_with_the_warning(calibrations, capsys):
+    """GIVEN more requests than can be served THEN table and JSON say that the run was not stationary."""
+    argv = ["simulate", calibrations, "--rate", "80/s", *LENGTHS, "--window", "10s", "--draws", 3, "--extrapolate"]
+    code, out, _ = run(capsys, *argv)
+    assert code == 0 and "not stationary" in out
+    code, out, _ = run(capsys, *argv, "--json")
+    assert code == 0 and "not_stationary" in [w["kind"] for w in json.loads(out)["warnings"]]
+
+
+def test_one_question_out_of_support_costs_no_other_its_answer(calibrations, capsys):
+    """GIVEN a rate that is covered and one that is not THEN the first is answered and the second refused, and only
+    where none is answered does the command fail."""
+    argv = ["simulate", calibrations, *LENGTHS, "--window", "10s", "--draws", 0]
+    code, out, _ = run(capsys, *argv, "--rate", "2/s", "--rate", "300/s")
+    assert code == 0 and "poisson@2/s: simulated" in out and "not answered poisson@300/s" in out
+    code, out, _ = run(capsys, *argv, "--rate", "2/s", "--rate", "300/s", "--json")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and [p["kind"] for p in lines] == ["simulated", "refused"]
+    assert "does not cover" in lines[1]["message"] and lines[1]["hint"]
+    code, out, err = run(capsys, *argv, "--rate", "300/s", "--rate", "400/s", "--json")
+    assert code == 3 and len(out.splitlines()) == 2 and "none of 2 questions" in err
+
+
+@pytest.mark.parametrize("draws", [0, 2])
+def test_too_few_draws_are_said_to_make_no_intervals(calibrations, capsys, draws):
+    argv = ["simulate", calibrations, "--rate", "2/s", *LENGTHS, "--window", "5s", "--draws", draws]
+    code, out, _ = run(capsys, *argv)
+    assert code == 0 and "no intervals (they take 3 draws" in out and "90%" not in out
+    code, out, _ = run(capsys, *argv, "--json")
+    assert all("low" not in q and "high" not in q for q in json.loads(out)["metrics"].values())
+
+
+def test_printed_intervals_have_the_values_decimals_and_units():
+    """GIVEN a goodput that hardly varies, a time and a share THEN the printed interval holds the printed value."""
+    assert _shown(Quantity.of(37.85, "1/s", low=37.846, high=37.853)).split()[:2] == ["37.850", "req/s"]
+    assert _shown(Quantity.of(0.1309, "s", low=0.098, high=1.87)) == "131 ms\n[dim]\\[98, 1,870][/]".replace("\\", "")
+    assert _shown(Quantity.of(0.98, "1", low=0.9, high=1.0)).startswith("98.0%")
+
+
+def test_a_load_to_hold_that_no_record_has_is_refused(folder, tmp_path, capsys):
+    """GIVEN --hold with a misspelt workload THEN the nearest is named, and nothing is written."""
+    out = tmp_path / "h.json"
+    code, _, err = run(capsys, "calibrate-model", folder, "-o", out, "--hold", LOADS[2].name.replace("24", "42"))
+    assert code == 2 and "--hold" in err and "did you mean" in err and LOADS[2].name in err
+    assert not out.exists()
+
+
+def test_a_fit_of_one_deployment_is_said_to_be_not_checked(folder, tmp_path, capsys):
+    code, out, _ = run(capsys, "calibrate-model", folder, "-o", tmp_path / "c.json")
+    assert code == 0 and "not checked: how far a deployment left out is off" in " ".join(out.split())

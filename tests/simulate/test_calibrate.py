@@ -9,6 +9,8 @@ from records import EFFECTIVE, HELD, LOADS, data_parallel, measured, study, trut
 from qmeter.errors import AnalysisError
 from qmeter.record import CellStatus
 from qmeter.simulate import Calibration, calibrate, find, load_calibrations, predict, run_cell, save, sources
+from qmeter.simulate.calibrate import deployment_of
+from qmeter.simulate.calibration import label_of_deployment
 from qmeter.simulate.carry import fit_records
 from qmeter.simulate.fit import hinges, knots_for, nonnegative
 from qmeter.simulate.observe import observed_steps
@@ -224,3 +226,24 @@ def test_quick_counts_the_only_token_of_a_request():
     found = quick(fit, spec, build(spec, 5, Vocabulary(size=32000)))
     assert found["throughput_tok_s"] == pytest.approx(found["request_rate_hz"], rel=0.05)
     assert found["j_per_output_token"] == pytest.approx(found["power_mean_w"] / found["throughput_tok_s"], rel=1e-6)
+
+
+def test_a_label_tells_parallelism_and_placement_apart(records):
+    """GIVEN one method on two GPUs, on one, and on one beside others THEN no two are called alike."""
+    own, _ = records
+    labels = []
+    for tp, placement in ((2, "alone"), (1, "alone"), (1, "side_by_side")):
+        deployment = {**own[0].cell["deployment"], "placement": placement, "parallelism": {"tp": tp, "pp": 1, "dp": 1}}
+        record = own[0].model_copy(update={"cell": {**own[0].cell, "deployment": deployment}})
+        labels.append(label_of_deployment(deployment_of(record)))
+    assert labels == ["m/bf16/vllm/tp2", "m/bf16/vllm", "m/bf16/vllm/side by side"]
+
+
+def test_lengths_that_were_never_measured_are_noted(calibration):
+    """GIVEN records of prompts of 50 to 600 tokens THEN prompts of 20 are answered with a note, and 300 without."""
+    assert calibration.support.prompt_tokens[0] >= 50 and calibration.support.prompt_tokens[1] <= 600
+    load = workload({"kind": "poisson", "rate": "2/s"}, 4.0, output_tokens={"kind": "fixed", "tokens": 60})
+    for tokens, told in ((20, True), (300, False)):
+        spec = load.model_copy(update={"prompt_tokens": FixedLength(tokens=tokens)})
+        notes = predict(calibration, spec, draws=0).notes
+        assert any("prompt length in tokens: 20 asked" in n for n in notes) is told, notes

@@ -20,8 +20,8 @@ from qmeter.simulate.heldout import (
     width_for,
     with_peers,
 )
-from qmeter.simulate.predict import interval
-from qmeter.simulate.validate import leave_one_out
+from qmeter.simulate.predict import interval, limit_w
+from qmeter.simulate.validate import compare, leave_one_out
 from qmeter.spec.workload import SLO
 from qmeter.workload import Vocabulary, build
 
@@ -242,3 +242,45 @@ def test_an_open_load_that_outruns_the_deployment_is_fixed_by_the_engine(checked
         assert kept(spec)[0] is expected, (share, capacity)
     assert kept(LOADS[0])[0], "a few in flight at the end of a short window are chance"
     assert not kept(LOADS[2])[0], "a closed loop's arrivals follow the engine"
+
+
+def test_an_interval_of_what_is_positive_ends_above_nothing():
+    """GIVEN a time to first token that a few draws have ten times as long THEN its interval is skewed as they are; a
+    share's is not, and stays at 0 or above."""
+    sample = [0.12, 0.13, 0.13, 0.14, 0.13, 0.9, 1.4, 0.15]
+    told = interval(Quantity.of(0.13, "s"), sample, 0.9)
+    assert 0.02 < told.low < 0.12 and told.high >= 0.9
+    assert interval(Quantity.of(0.13, "1"), sample, 0.9).low == 0.0
+    assert interval(Quantity.of(0.1, "s"), [0.0, 0.1, 0.1, 0.3], 0.9).low == 0.0
+
+
+def test_power_is_never_said_to_exceed_the_limit(checked):
+    """GIVEN records of a device held at 690 W THEN no interval of its mean power goes beyond its limit of 700 W."""
+    sample = [640.0, 690.0, 690.0, 700.0]
+    assert interval(Quantity.of(660.0, "W"), sample, 0.9, 0.14, most=700.0).high == 700.0
+    assert interval(Quantity.of(660.0, "W"), sample, 0.9, 0.14, only=True).high > 750
+    held = checked.model_copy(update={"power_cap_w": checked.energy[0] * 0.985, "held_out": {}})
+    told = predict(held, workload({"kind": "poisson", "rate": "4/s"}, 5.0), draws=3).energy["power_mean_w"]
+    assert limit_w(held) == pytest.approx(checked.energy[0])
+    assert told.high == pytest.approx(max(told.value, limit_w(held)))
+    assert limit_w(checked.model_copy(update={"power_cap_w": None})) == np.inf
+
+
+@pytest.mark.parametrize("draws", [0, 2])
+def test_fewer_than_three_draws_make_no_interval(checked, draws):
+    """GIVEN 0 or 2 draws THEN every known quantity says why it has no interval; the run's own spread is not one."""
+    spec = workload({"kind": "poisson", "rate": "4/s"}, 5.0).model_copy(update={"slo": SLO(ttft="500ms")})
+    told = predict(checked, spec, draws=draws)
+    known = [q for q in (*told.metrics.values(), *told.energy.values()) if q.known]
+    assert len(known) > 10
+    assert all(q.low is None and q.high is None and f"{draws} draws" in q.why for q in known)
+
+
+def test_loads_whose_prompts_come_from_tasks_are_fitted_but_not_predicted(records):
+    """GIVEN a load whose prompts come from tasks THEN it gives no error and no comparison, and stops nothing."""
+    own, tables = records
+    load = {**own[0].cell["workload"], "prompts": {"kind": "tasks", "tasks": ["facts"]}}
+    first = own[0].model_copy(update={"cell": {**own[0].cell, "workload": load}})
+    fit = calibrate_checked([first, *own[1:]], tables, draws=3)
+    assert len(fit.cells) == len(own) and len(fit.held_out["tpot_mean_s"]) == len(own) - 1
+    assert not compare(fit, [first], held_out=True, draws=0)

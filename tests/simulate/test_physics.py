@@ -9,9 +9,19 @@ import pytest
 
 from qmeter.catalog import device, model
 from qmeter.errors import AnalysisError
-from qmeter.simulate.carry import Target, as_basis, distance
+from qmeter.simulate.calibration import save
+from qmeter.simulate.carry import UNCHECKED_SIGMA, Target, as_basis, carry, distance, load_physics, physics_data
 from qmeter.simulate.observe import Observed
-from qmeter.simulate.physics import Efficiencies, Placement, fit_physics, kv_blocks, seconds, step_model, terms
+from qmeter.simulate.physics import (
+    Efficiencies,
+    PhysicsFit,
+    Placement,
+    fit_physics,
+    kv_blocks,
+    seconds,
+    step_model,
+    terms,
+)
 from qmeter.simulate.rules import Rules
 
 E = Efficiencies()
@@ -102,11 +112,40 @@ def carried():
     from records import study
 
     from qmeter.simulate.calibrate import calibrate
-    from qmeter.simulate.carry import carry
-    from qmeter.simulate.physics import PhysicsFit
 
     near = calibrate(*study(), draws=4)
     return near, carry(PhysicsFit(E, 0.05, 3), near, Target("qwen2.5-14b", "fp8", "h100-sxm"))
+
+
+def test_how_far_a_deployment_left_out_is_off_is_measured_or_unknown():
+    """GIVEN nine deployments whose truths differ by 10%, two of them, or one.
+
+    WHEN the form is fitted THEN what is said of one left out is about that, and nothing where none can be left out.
+    """
+    rng = np.random.default_rng(3)
+    parts = []
+    for k, method in enumerate(("bf16", "fp8", "awq-w4a16") * 3):
+        place, seen = Target("llama-3.1-8b", method, "h200").placement(), steps(rng)
+        parts.append((place, replace(seen, seconds=seconds(place, E, seen) * np.exp(0.1 * (-1) ** k))))
+    nine = fit_physics(parts)
+    assert 0.06 < nine.sigma < 0.2 and nine.off == f"a deployment left out is off by {nine.sigma:.1%}"
+    assert fit_physics(parts[:3]).sigma not in (None, 0.05)
+    for few in (1, 2):
+        found = fit_physics(parts[:few])
+        assert found.sigma is None and found.off.startswith("not checked")
+
+
+def test_what_was_not_checked_is_carried_with_wide_intervals(carried, tmp_path):
+    """GIVEN a fit that was not checked, and the file of an earlier version that says 5% instead THEN neither is
+    believed to be 5% off."""
+    near, checked = carried
+    target = Target("qwen2.5-14b", "fp8", "h100-sxm")
+    unknown = carry(PhysicsFit(E, None, 2), near, target)
+    assert unknown.cell_sigma >= UNCHECKED_SIGMA > checked.cell_sigma and "not checked" in unknown.extrapolated
+    assert "not checked" not in checked.extrapolated
+    for sigma, kept in ((None, None), (0.05, None), (0.099, 0.099)):
+        path = save([near], tmp_path / "c.json", physics_data(PhysicsFit(E, sigma, 9)))
+        assert load_physics(path).sigma == kept
 
 
 def test_a_carried_calibration_predicts(carried):

@@ -130,7 +130,7 @@ def fitted_physics(results: StudyStore | Profile, *, cache: Path | None = None) 
     """
     kept = (cache or default_cache()) / f"{content_hash(results.folder)}.physics.json"
     if not kept.is_file():
-        fit = fit_records(by_deployment(results.records()), cached(results.tables), hold_out=False)
+        fit = fit_records(by_deployment(results.records()), cached(results.tables))
         _keep([], kept, physics_data(fit))
         return fit
     return load_physics(kept)

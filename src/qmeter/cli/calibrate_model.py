@@ -13,12 +13,13 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Column, Table
 
-from qmeter.errors import AnalysisError, UnknownName
+from qmeter.errors import AnalysisError, SpecError, UnknownName
 from qmeter.record import Record
-from qmeter.simulate.calibrate import DRAWS, Tables
-from qmeter.simulate.calibration import Calibration, save
+from qmeter.registry import nearest
+from qmeter.simulate.calibrate import DRAWS, Tables, deployment_of
+from qmeter.simulate.calibration import Calibration, label_of_deployment, save
 from qmeter.simulate.carry import fit_records, physics_data
-from qmeter.simulate.heldout import calibrate_checked, with_peers
+from qmeter.simulate.heldout import calibrate_checked, load_name, made_by_seed, with_peers
 from qmeter.simulate.host import HostPace, host_pace, on_host, require_shared
 from qmeter.simulate.physics import PhysicsFit
 from qmeter.simulate.validate import Comparison, by_deployment, cached, compare, leave_one_out, percent, scores
@@ -58,6 +59,7 @@ def calibrate_model(
     groups = [g for g in by_deployment(results.records()) if _wanted(g[0], method, model)]
     if not groups:
         raise AnalysisError(f"{where} has no valid measured record that fits", hint=f"look at: qmeter show {where}")
+    _require_held(groups, hold or [])
     there = open_results(host) if host is not None else None
     if there is not None:
         require_shared([g[0] for g in groups], there.records(), str(host))
@@ -68,7 +70,7 @@ def calibrate_model(
     if there is not None:
         pace = host_pace(made, there.records(), there.tables, str(host))
         made = _all_on_host(made, pace, faults)
-    physics = _physics(groups, tables)
+    physics, unchecked = _physics(groups, tables), _unchecked(groups)
     save(made, out, physics_data(physics) if physics else None)
     drawn = _pictures(rows, made, pictures) if pictures else []
     if as_json:
@@ -78,6 +80,7 @@ def calibrate_model(
             "scores": [asdict(s) for s in scores(rows)],
             "comparisons": [asdict(r) | {"error": r.error, "inside": r.inside} for r in rows],
             "faults": faults,
+            "not_checked": unchecked,
             "host": asdict(pace) if pace else None,
         }
         typer.echo(json.dumps(data))
@@ -88,11 +91,13 @@ def calibrate_model(
     if physics:
         e = physics.efficiencies
         console.print(
-            f"physics form over {physics.deployments} deployments: {e.mem:.0%} of memory bandwidth, {e.op:.0%} of the "
-            f"matrix rate, {e.kv:.0%} of bandwidth for KV; a deployment left out is off by {physics.sigma:.1%}"
+            f"physics form over {physics.over}: {e.mem:.0%} of memory bandwidth, {e.op:.0%} of the "
+            f"matrix rate, {e.kv:.0%} of bandwidth for KV; {physics.off}"
         )
     for fault in faults:
         console.print(f"[yellow]not calibrated[/] {fault}", soft_wrap=True, highlight=False)
+    for text in unchecked:
+        console.print(f"[yellow]not checked[/] {text}", soft_wrap=True, highlight=False)
     if rows:
         console.print(_rows(rows))
         console.print(_scores(rows))
@@ -112,6 +117,26 @@ def _all_on_host(made: list[Calibration], pace: HostPace, faults: list[str]) -> 
 def _wanted(record: Record, methods: list[str] | None, model: str | None) -> bool:
     d = record.cell["deployment"]
     return (not methods or d["method"] in methods) and (model is None or d["model"]["name"] == model)
+
+
+def _require_held(groups: Sequence[Sequence[Record]], hold: list[str]) -> None:
+    """Refuse names of loads to hold out that no record has.
+
+    Raises:
+        SpecError: there is one; it names the nearest.
+    """
+    known = list(dict.fromkeys(load_name(r) for group in groups for r in group))
+    unknown = [UnknownName("workload", name, known, nearest(name, known)) for name in hold if name not in known]
+    if unknown:
+        raise SpecError("no such workload to hold out", faults=[
+            ("--hold", f"{error.message}; {error.hint}") for error in unknown])  # fmt: skip
+
+
+def _unchecked(groups: Sequence[Sequence[Record]]) -> list[str]:
+    """The loads that the fit rests on but that it is not checked on, and why."""
+    found = ((group, [load_name(r) for r in group if not made_by_seed(r)]) for group in groups)
+    return [f"{_title(group)}: {', '.join(dict.fromkeys(names))}: prompts from tasks are not simulated, so the fit "
+            "rests on them but is not checked on them" for group, names in found if names]  # fmt: skip
 
 
 def _fit_all(
@@ -144,14 +169,13 @@ def _fit_all(
 
 
 def _title(group: Sequence[Record]) -> str:
-    d = group[0].cell["deployment"]
-    return f"{d['model']['name']}/{d['method']}"
+    return label_of_deployment(deployment_of(group[0]))
 
 
 def _physics(groups: Sequence[Sequence[Record]], tables: Tables) -> PhysicsFit | None:
     """The physics form shared by all deployments, where their devices' ceilings are known."""
     try:
-        return fit_records(groups, tables, hold_out=len(groups) <= 8)
+        return fit_records(groups, tables)
     except (AnalysisError, UnknownName):
         return None
 

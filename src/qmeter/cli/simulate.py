@@ -8,15 +8,17 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from qmeter.errors import SpecError
+from qmeter.errors import AnalysisError, SpecError
 from qmeter.record import Quantity
+from qmeter.report.numbers import share, shown
 from qmeter.simulate.calibration import Calibration
-from qmeter.simulate.predict import DRAWS
+from qmeter.simulate.predict import DRAWS, LEAST_DRAWS
 from qmeter.simulate.sources import calibrations_of
-from qmeter.simulate.sweep import Answer, Question, sweep
+from qmeter.simulate.sweep import Answer, Question, Refusal, sweep
 from qmeter.spec.workload import WorkloadSpec
 
 SHOWN = ("ttft_p50_s", "ttft_p99_s", "tpot_mean_s", "tpot_p99_s", "e2e_p50_s", "throughput_tok_s", "goodput_hz",
@@ -40,7 +42,7 @@ def simulate(
     ttft: Annotated[str | None, typer.Option("--ttft", help="SLO on the time to first token, as 500ms.")] = None,
     tpot: Annotated[str | None, typer.Option("--tpot", help="SLO on the mean time per output token, as 50ms.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of arrivals, lengths and noise.")] = 1,
-    draws: Annotated[int, typer.Option("--draws", min=0, max=1000, help="Runs behind each interval.")] = DRAWS,
+    draws: Annotated[int, typer.Option("--draws", min=0, max=1000, help="Runs behind each interval; 0: none.")] = DRAWS,
     extrapolate: Annotated[bool, typer.Option("--extrapolate", help="Answer beyond the calibration too.")] = False,
     as_device: Annotated[str | None, typer.Option("--as-device", help="Carry to this device by the physics.")] = None,
     as_model: Annotated[str | None, typer.Option("--as-model", help="Carry to this catalog model.")] = None,
@@ -50,7 +52,10 @@ def simulate(
     ] = "here",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a prediction.")] = False,
 ) -> None:
-    """Predict latencies, goodput, energy and power with 90% intervals; refuse what the calibration does not cover."""
+    """Predict latencies, goodput, energy and power with 90% intervals; refuse what the calibration does not cover.
+
+    Exit codes: 0 at least one prediction; 3 none could be made.
+    """
     calibrations = calibrations_of(source, model=model, method=method, engine=engine)
     if as_device or as_model or devices > 1:
         calibrations = [_carried(source, c, as_device, as_model, devices) for c in calibrations]
@@ -65,17 +70,37 @@ def simulate(
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task(f"simulating {len(questions)} predictions", total=len(questions))
         found = sweep(questions, spread, on_answer=lambda *_: progress.advance(task))
+    refused = [p for p in found if isinstance(p, Refusal)]
     if as_json:
         for p in found:
-            typer.echo(json.dumps(_data(p)))
+            typer.echo(json.dumps(_refused_data(p) if isinstance(p, Refusal) else _data(p)))
+    if len(refused) == len(found):
+        first, many = refused[0], f"none of {len(found)} questions can be answered; the first: "
+        raise AnalysisError(f"{many if len(found) > 1 else ''}{first.message}", hint=first.hint)
+    if as_json:
         return
+    answers = [p for p in found if isinstance(p, Answer)]
     for workload in workloads:
-        console.print(_table(workload, [p for p in found if p.workload == workload]))
-    for c in (c for c in calibrations if c.moved):
-        how = "extrapolated" if c.extrapolated else "another host"
-        console.print(f"[yellow]{how}[/] {c.label}: {c.moved}", soft_wrap=True, highlight=False)
-    for note in dict.fromkeys(f"{p.calibration.label}: {n}" for p in found for n in p.notes):
-        console.print(f"[yellow]near the edge[/] {note}", soft_wrap=True, highlight=False)
+        if own := [p for p in answers if p.workload == workload]:
+            console.print(_table(workload, own, draws))
+    for kind, text in dict.fromkeys([*_remarks(calibrations, answers), *map(_refused, refused)]):
+        console.print(f"[yellow]{escape(kind)}[/] {escape(text)}", soft_wrap=True, highlight=False)
+
+
+def _remarks(calibrations: list[Calibration], answers: list[Answer]) -> list[tuple[str, str]]:
+    """What to know of the answers beside their numbers: ``(kind, text)``."""
+    out = [("extrapolated" if c.extrapolated else "another host", f"{c.label}: {c.moved}")
+           for c in calibrations if c.moved]  # fmt: skip
+    out += [("near the edge", f"{p.calibration.label}: {n}") for p in answers for n in p.notes]
+    for p in answers:
+        for w in p.warnings:
+            hint = f" ({w.hint})" if w.hint else ""
+            out.append((w.kind.replace("_", " "), f"{p.calibration.label}, {p.workload.name}: {w.message}{hint}"))
+    return out
+
+
+def _refused(p: Refusal) -> tuple[str, str]:
+    return "not answered", f"{p.workload.name}: {p.message}" + (f"; next: {p.hint}" if p.hint else "")
 
 
 def _carried(source: str, near: Calibration, device: str | None, model: str | None, devices: int) -> Calibration:
@@ -128,19 +153,31 @@ def _workload(arrivals: dict[str, Any], rest: dict[str, Any]) -> WorkloadSpec:
 
 def _data(p: Answer) -> dict[str, Any]:
     numbers = {**p.metrics, **p.energy}
+    return _asked("simulated", p) | {
+        "metrics": {k: q.model_dump(mode="json", exclude_none=True) for k, q in numbers.items()},
+        "notes": list(p.notes),
+        "warnings": [w.model_dump(mode="json", exclude_none=True) for w in p.warnings],
+    }
+
+
+def _refused_data(p: Refusal) -> dict[str, Any]:
+    return _asked("refused", p) | {"message": p.message, "hint": p.hint}
+
+
+def _asked(kind: str, p: Answer | Refusal) -> dict[str, Any]:
     return {
-        "kind": "simulated",
+        "kind": kind,
         "calibration": p.calibration.id,
         "deployment": p.calibration.label,
         "moved": p.calibration.moved,
         "workload": p.workload.model_dump(mode="json"),
-        "metrics": {k: q.model_dump(mode="json", exclude_none=True) for k, q in numbers.items()},
-        "notes": list(p.notes),
     }
 
 
-def _table(workload: WorkloadSpec, found: list[Answer]) -> Table:
-    table = Table("metric", *(p.calibration.label for p in found), title=f"{workload.name}: simulated, 90% intervals")
+def _table(workload: WorkloadSpec, found: list[Answer], draws: int) -> Table:
+    enough = draws >= LEAST_DRAWS
+    what = "90% intervals" if enough else f"no intervals (they take {LEAST_DRAWS} draws, these are {draws})"
+    table = Table("metric", *(p.calibration.label for p in found), title=f"{workload.name}: simulated, {what}")
     numbers = [{**p.metrics, **p.energy} for p in found]
     for name in SHOWN:
         if any(n.get(name) is not None for n in numbers):
@@ -153,8 +190,6 @@ def _shown(q: Quantity | None) -> str:
         return ""
     if q.value is None:
         return "unknown"
-    return (
-        f"{q.value:.4g}\n[dim]{q.low:.3g} – {q.high:.3g}[/]"
-        if q.low is not None and q.high is not None
-        else f"{q.value:.4g}"
-    )
+    text = share(q) if q.unit == "1" else shown(q)
+    value = text.value if q.unit == "1" else f"{text.value} {text.unit}".strip()
+    return f"{value}\n[dim]{escape(text.interval)}[/]" if text.interval else value

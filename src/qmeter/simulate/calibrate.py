@@ -32,6 +32,7 @@ from qmeter.simulate.overlap import device_seconds, fit_overlap, steady, waits
 from qmeter.simulate.power import PowerFit, Work, energy_series, fit_power, spans
 from qmeter.simulate.rules import Rules, capture_sizes, rules_of
 from qmeter.simulate.steptime import NOISE_BLOCK
+from qmeter.spec.study import Placement
 
 F64 = NDArray[np.float64]
 
@@ -141,11 +142,12 @@ def device_of(record: Record) -> str:
 def deployment_of(record: Record) -> dict[str, Any]:
     """The record's deployment by the fields that calibrations are found by."""
     d = record.cell["deployment"]
+    placed = {"placement": d["placement"]} if d.get("placement", Placement.ALONE) != Placement.ALONE else {}
     return {
         "id": record.deployment_id, "study": record.study, "model": d["model"]["name"], "shape": d["model"]["shape"],
         "method": d["method"], "engine": d["engine"]["name"], "device": device_of(record),
         "parallelism": d["parallelism"],
-    }  # fmt: skip
+    } | placed  # fmt: skip
 
 
 def _graph_sizes(deployment: dict[str, Any], rules: Rules) -> tuple[int, ...]:
@@ -374,15 +376,15 @@ def _energy_sigma(cells: list[_Cell], works: list[Work], power: PowerFit | None)
 
 
 def _support(cells: list[_Cell], steps: Observed, energy: bool) -> Support:
-    longest = 0
-    for cell in cells:
-        r = cell.tables.requests
-        seen = np.isfinite(r.first_token_s)
-        longest = max(longest, int((r.prompt_tokens_asked + r.output_tokens_asked)[seen].max(initial=0)))
+    served = [c.tables.requests for c in cells]
+    prompt, output = (np.concatenate([getattr(r, n)[np.isfinite(r.first_token_s)] for r in served])
+                      for n in ("prompt_tokens_asked", "output_tokens_asked"))  # fmt: skip
     return Support(
         sequences=int((steps.decodes + steps.chunks).max()),
         step_tokens=int((steps.decodes + steps.prefill).max()),
         kv_tokens=float(steps.kv.max()),
-        longest_request_tokens=longest,
+        longest_request_tokens=int((prompt + output).max(initial=0)),
         energy=energy,
+        prompt_tokens=(int(prompt.min()), int(prompt.max())) if len(prompt) else None,
+        output_tokens=(int(output.min()), int(output.max())) if len(output) else None,
     )

@@ -19,6 +19,7 @@ from qmeter.simulate.fit import Basis, tiled
 from qmeter.simulate.power import PADDING
 from qmeter.simulate.rules import Rules
 from qmeter.simulate.steptime import LAUNCH_BLOCK, StepModel, resampled
+from qmeter.spec.study import Parallelism, Placement, label_of
 
 F64 = NDArray[np.float64]
 VERSION = 3
@@ -36,6 +37,10 @@ class Support(_Frozen):
     kv_tokens: float
     longest_request_tokens: int
     energy: bool
+    prompt_tokens: tuple[int, int] | None = None
+    """Shortest and longest prompt; ``None``: calibrated before they were kept, or carried."""
+    output_tokens: tuple[int, int] | None = None
+    """Fewest and most output tokens of a request."""
 
 
 EVEN = (0.8191725133961645, 0.6710436067037893, 0.5497004779019703)
@@ -48,7 +53,7 @@ class Calibration(_Frozen):
     """One deployment's rules, step model with bootstrap draws, noise, delays and support.
 
     Attributes:
-        deployment: model, method, engine, device, parallelism, as the records name them.
+        deployment: model, method, engine, device, parallelism, as the records name them; placement where not alone.
         basis: knots and padding of the step-time curve.
         coefficients, draws: of the basis; ``draws`` are the bootstrap's.
         kv_mixed: how much longer a KV token takes beside a prefill than in a decode step.
@@ -114,9 +119,8 @@ class Calibration(_Frozen):
 
     @property
     def label(self) -> str:
-        """model/method/engine."""
-        d = self.deployment
-        return f"{d['model']}/{d['method']}/{d['engine']}"
+        """As a study calls it: model/method/engine, parallelism where it is not 1, placement where it is not alone."""
+        return label_of_deployment(self.deployment)
 
     @property
     def moved(self) -> str | None:
@@ -191,6 +195,13 @@ def basis_of(data: dict[str, Any]) -> Basis:
 def plain(thing: Basis | Rules) -> dict[str, Any]:
     """A basis or rules as plain data."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(thing).items()}
+
+
+def label_of_deployment(deployment: dict[str, Any]) -> str:
+    """What people call a deployment given by the fields of :attr:`Calibration.deployment`."""
+    d = deployment
+    placement = Placement(d.get("placement", Placement.ALONE))
+    return label_of(d["model"], d["method"], d["engine"], Parallelism(**d["parallelism"]), placement)
 
 
 def save(calibrations: list[Calibration], path: Path, physics: dict[str, object] | None = None) -> Path:

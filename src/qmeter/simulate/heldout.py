@@ -73,7 +73,8 @@ def held_out_errors(
     """For each metric one error a load: log(measured / predicted by a fit without it); repeats: root mean square.
 
     The :data:`FIXED` rates have them once more by kind of load (:func:`of_kind`), be it for one load alone: only pools
-    are made of these. Shares and counts have none; nor has anything where too few loads are left to fit from.
+    are made of these. Shares and counts have none; nor has anything where too few loads are left to fit from, nor a
+    load that cannot be made again (:func:`made_by_seed`), though fits rest on it.
     """
     used = [r for r in records if r.status is CellStatus.OK and r.kind is RecordKind.MEASURED]
     names = dict.fromkeys(load_name(r) for r in used)
@@ -82,7 +83,7 @@ def held_out_errors(
         rest = [r for r in used if load_name(r) != name]
         try:
             others = fit(rest, tables)
-            own = [_errors(others, r) for r in used if load_name(r) == name]
+            own = [_errors(others, r) for r in used if load_name(r) == name and made_by_seed(r)]
         except AnalysisError:
             continue
         for metric in dict.fromkeys(m for errors in own for m in errors):
@@ -125,6 +126,13 @@ def borrow(fit: Calibration, others: Sequence[Calibration]) -> Calibration:
 def load_name(record: Record) -> str:
     """The workload point that a record measured."""
     return str(record.cell["workload"]["name"])
+
+
+def made_by_seed(record: Record) -> bool:
+    """Whether the requests that a record measured follow from its workload and seed alone: prompts from tasks do not,
+    so that such a load cannot be simulated here."""
+    prompts = record.cell["workload"].get("prompts") or {}
+    return bool(prompts.get("kind") != "tasks")
 
 
 def workload_of(record: Record) -> WorkloadSpec:

@@ -52,6 +52,8 @@ FITTED = ("mem", "op", "kv", "attn", "host_s", "layer_s", "seq_s")
 """What single-device records can tell; the links' two numbers need records of several devices."""
 LINKS = ("link_s", "link_bytes_s")
 LARGEST_SHARE = 1.0
+LEAST_CHECKED = 3
+"""Deployments from which on one is left out, to say how far the form is off: the rest must be more than one."""
 
 
 @dataclass(frozen=True)
@@ -149,17 +151,36 @@ def kv_blocks(place: Placement, memory_share: float = 0.9, block_tokens: int = 1
 
 @dataclass(frozen=True)
 class PhysicsFit:
-    """Efficiencies with the spread that one deployment, left out of the fit, showed (log scale)."""
+    """Efficiencies, and how far off the form is from a deployment left out of the fit.
+
+    Attributes:
+        sigma: root mean square of log(measured / modelled) of all steps' time, each deployment left out in turn;
+            ``None``: not checked, since there are fewer than :data:`LEAST_CHECKED`.
+        deployments: how many were fitted.
+    """
 
     efficiencies: Efficiencies
-    sigma: float
+    sigma: float | None
     deployments: int
 
+    @property
+    def off(self) -> str:
+        """In words, how far a deployment left out of the fit is off."""
+        if self.sigma is not None:
+            return f"a deployment left out is off by {self.sigma:.1%}"
+        return f"not checked: how far a deployment left out is off ({self.over}, a check takes {LEAST_CHECKED})"
 
-def fit_physics(
-    parts: Sequence[tuple[Placement, Observed]], *, start: Efficiencies | None = None, hold_out: bool = True
-) -> PhysicsFit:
+    @property
+    def over(self) -> str:
+        """How many deployments were fitted, in words."""
+        return f"{self.deployments} deployment{'' if self.deployments == 1 else 's'}"
+
+
+def fit_physics(parts: Sequence[tuple[Placement, Observed]], *, start: Efficiencies | None = None) -> PhysicsFit:
     """Fit the efficiencies to steps of several deployments, each deployment weighing the same.
+
+    Each is then left out in turn, to say how far off the form is where it saw nothing: a fit more for each, about half
+    a second.
 
     Raises:
         AnalysisError: no steps.
@@ -170,8 +191,8 @@ def fit_physics(
     begin = start or Efficiencies()
     names = FITTED + (LINKS if any(p.devices > 1 for p, _ in parts) else ())
     found = _least_squares(parts, begin, names)
-    sigma = 0.05
-    if hold_out and len(parts) > 2:
+    sigma = None
+    if len(parts) >= LEAST_CHECKED:
         logs = []
         for k, (place, steps) in enumerate(parts):
             other = _least_squares([p for i, p in enumerate(parts) if i != k], found, names)

@@ -12,6 +12,7 @@ from qmeter.analysis.latency import latencies
 from qmeter.analysis.rates import within
 from qmeter.record import Quantity, Reason, Window
 from qmeter.simulate.calibration import Calibration
+from qmeter.simulate.clocks import KEPT
 from qmeter.simulate.engine import SimulatedCell, run_cell
 from qmeter.simulate.heldout import VOCABULARY, Width, keeps_up, width_for
 from qmeter.spec.workload import SLO, ClosedArrivals, WorkloadSpec
@@ -20,6 +21,8 @@ from qmeter.workload.schedule import Schedule
 
 CONFIDENCE = 0.9
 DRAWS = 24
+LEAST_DRAWS = 3
+"""Draws from which on there is an interval: fewer say nothing of a spread."""
 PROMISED = ("slo_attainment", "goodput_hz")
 
 
@@ -55,7 +58,8 @@ def predict(
 
     The draws carry the fit's uncertainty, the spread between whole runs, and the noise of single steps. Errors on loads
     that fits were not given hold these and what the model leaves out: where there are enough, they are the interval;
-    else no interval is narrower than they say.
+    else no interval is narrower than they say. With fewer than :data:`LEAST_DRAWS` draws nothing has an interval, and
+    each quantity says so: the spread within the one run says nothing of how far off the prediction may be.
 
     Args:
         schedule: the requests, if not the ones that ``seed`` makes.
@@ -85,7 +89,8 @@ def predict(
     def told(name: str, quantity: Quantity) -> Quantity:
         wide = apart(name)
         only = wide.alone and calibration.moved is None
-        return interval(quantity, samples.get(name, []), confidence, wide.half, only=only)
+        most = limit_w(calibration) if name == "power_mean_w" else np.inf
+        return interval(quantity, samples.get(name, []), confidence, wide.half, only=only, most=most)
 
     metrics = {n: told(n, q) for n, q in found.metrics.items() if n not in PROMISED}
     metrics |= _promised(centre, workload, found, samples, apart, confidence)
@@ -126,35 +131,52 @@ def _if_off(slo: SLO, sign: float, apart: Callable[[str], Width]) -> SLO:
 def _spanned(quantity: Quantity, ends: Sequence[float], most: float) -> Quantity:
     """The quantity with an interval that holds the ends too, and nothing beyond ``most``."""
     value = quantity.value
-    if value is None:
+    if value is None or quantity.low is None:
         return quantity
     known = [v for v in (quantity.low, quantity.high, value, *ends) if v is not None]
     return Quantity.of(value, quantity.unit, low=min(known), high=max(min(max(known), most), value), n=quantity.n)
 
 
 def interval(
-    quantity: Quantity, sample: list[float], confidence: float, apart: float = 0.0, *, only: bool = False
-) -> Quantity:
+    quantity: Quantity, sample: list[float], confidence: float, apart: float = 0.0, *, only: bool = False,
+    most: float = np.inf,
+) -> Quantity:  # fmt: skip
     """The draws' median with their interval, as a normal's or their quantiles, whichever is wider.
 
-    A normal's width corrects for few draws, which seldom reach their own tails. ``apart``: half the least width, on a
-    log scale; ``only``: it is the width, whatever the draws.
+    A normal's width corrects for few draws, which seldom reach their own tails; what is positive and no share is
+    skewed, so its normal is of its logarithm. ``apart``: half the least width, on a log scale; ``only``: it is the
+    width, whatever the draws; ``most``: what cannot be exceeded. With fewer than :data:`LEAST_DRAWS` in the sample: the
+    value, without an interval and with the reason.
     """
-    if quantity.value is None or len(sample) < 3:
+    if quantity.value is None:
         return quantity
+    if len(sample) < LEAST_DRAWS:
+        why = f"no interval: known in {len(sample)} draws, and an interval takes {LEAST_DRAWS}"
+        why = f"{quantity.why}; {why}" if quantity.why else why
+        return Quantity.of(quantity.value, quantity.unit, n=quantity.n, why=why)
     values = np.asarray(sample)
     tail = (1 - confidence) / 2
     low, high = (float(v) for v in np.quantile(values, [tail, 1 - tail]))
     centre = float(np.median(values))
-    spread = float(values.std(ddof=1)) * normal_quantile(1 - tail) * (1 + 1 / (2 * len(values)))
-    low, high = min(low, centre - spread), max(high, centre + spread)
+    skewed = quantity.unit != "1" and float(values.min()) > 0
+    spread = float((np.log(values) if skewed else values).std(ddof=1)) * normal_quantile(1 - tail)
+    spread *= 1 + 1 / (2 * len(values))
+    if skewed:
+        low, high = min(low, centre * float(np.exp(-spread))), max(high, centre * float(np.exp(spread)))
+    else:
+        low, high = min(low, centre - spread), max(high, centre + spread)
     if float(values.min()) >= 0:
         low = max(low, 0.0)
     if centre > 0 and apart > 0 and only:
         low, high = centre * float(np.exp(-apart)), centre * float(np.exp(apart))
     elif centre > 0 and apart > 0:
         low, high = min(low, centre * float(np.exp(-apart))), max(high, centre * float(np.exp(apart)))
-    return Quantity.of(centre, quantity.unit, low=low, high=high, n=quantity.n)
+    return Quantity.of(centre, quantity.unit, low=low, high=max(min(high, most), centre), n=quantity.n)
+
+
+def limit_w(calibration: Calibration) -> float:
+    """Power limit of all its GPUs together; infinite where it is not known. Units: W."""
+    return np.inf if calibration.power_cap_w is None else calibration.power_cap_w / KEPT
 
 
 def normal_quantile(p: float) -> float:

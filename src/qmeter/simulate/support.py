@@ -32,12 +32,12 @@ class _Axis:
 
 
 def check(calibration: Calibration, load: SimLoad, result: SimResult, *, allow: bool) -> tuple[str, ...]:
-    """Notes on steps beyond the calibration's support.
+    """Notes on steps beyond the calibration's support, and on requests shorter or longer than any measured.
 
     Raises:
         AnalysisError: too much of the run lies beyond it and ``allow`` is off.
     """
-    notes = []
+    notes = _lengths(calibration, load)
     for axis in _axes(calibration, load, result):
         if axis.most <= axis.limit * NEAR:
             continue
@@ -57,6 +57,23 @@ def beyond(calibration: Calibration, load: SimLoad, result: SimResult) -> str | 
     covered, as :func:`check` has it."""
     axis = next((a for a in _axes(calibration, load, result) if a.refused), None)
     return None if axis is None else f"up to {axis.limit:,.0f} {axis.what}"
+
+
+def _lengths(calibration: Calibration, load: SimLoad) -> list[str]:
+    """Notes on prompt and output lengths outside the measured ones; never a reason to refuse: steps are what counts."""
+    s, notes = calibration.support, []
+    for what, seen, asked in (("prompt", s.prompt_tokens, load.prompt), ("output", s.output_tokens, load.output)):
+        if seen is None or not len(asked):
+            continue
+        share = float(np.mean((asked * NEAR < seen[0]) | (asked > seen[1] * NEAR)))
+        if share > 0:
+            span = _range(int(asked.min()), int(asked.max()))
+            notes.append(f"{what} length in tokens: {span} asked, {_range(*seen)} measured ({share:.0%} outside)")
+    return notes
+
+
+def _range(least: int, most: int) -> str:
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
 
 
 def _axes(calibration: Calibration, load: SimLoad, result: SimResult) -> list[_Axis]:

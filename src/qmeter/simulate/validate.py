@@ -10,7 +10,7 @@ import numpy as np
 from qmeter.record import CellStatus, CellTables, Record, RecordKind
 from qmeter.simulate.calibrate import Tables
 from qmeter.simulate.calibration import Calibration
-from qmeter.simulate.heldout import borrow, calibrate_checked, load_name, remembered, workload_of
+from qmeter.simulate.heldout import borrow, calibrate_checked, load_name, made_by_seed, remembered, workload_of
 from qmeter.simulate.predict import DRAWS, predict
 
 METRICS = (
@@ -61,10 +61,11 @@ def compare(
 ) -> list[Comparison]:  # fmt: skip
     """Predict each record's cell from its own seed, and set the two side by side.
 
-    Unknown metrics are left out, and so is anything measured as 0 but goodput, which counts where intervals do.
+    Unknown metrics are left out, and so is anything measured as 0 but goodput, which counts where intervals do; and so
+    are cells whose requests cannot be made again (:func:`qmeter.simulate.heldout.made_by_seed`).
     """
     rows = []
-    for record in records:
+    for record in filter(made_by_seed, records):
         workload = workload_of(record)
         found = predict(calibration, workload, seed=int(record.cell["seed"]), draws=draws, allow_extrapolation=True)
         for name in metrics:

@@ -180,10 +180,17 @@ class Deployment(Frozen):
     @property
     def label(self) -> str:
         """For people: model/method/engine, parallelism where it is not 1, placement where it is not alone."""
-        p = self.parallelism
-        extra = "".join(f"/{k}{v}" for k, v in (("tp", p.tp), ("pp", p.pp), ("dp", p.dp)) if v > 1)
-        beside = "/side by side" if self.placement is Placement.SIDE_BY_SIDE else ""
-        return f"{self.model.name}/{self.method}/{self.engine.name}{extra}{beside}"
+        return label_of(self.model.name, self.method, self.engine.name, self.parallelism, self.placement)
+
+
+def label_of(
+    model: str, method: str, engine: str, parallelism: Parallelism, placement: Placement = Placement.ALONE
+) -> str:
+    """A deployment for people: model/method/engine, parallelism where it is not 1, placement where it is not alone."""
+    p = parallelism
+    extra = "".join(f"/{k}{v}" for k, v in (("tp", p.tp), ("pp", p.pp), ("dp", p.dp)) if v > 1)
+    beside = "/side by side" if placement is Placement.SIDE_BY_SIDE else ""
+    return f"{model}/{method}/{engine}{extra}{beside}"
 
 
 class Cell(Frozen):

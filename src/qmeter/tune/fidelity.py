@@ -18,7 +18,7 @@ from qmeter.simulate.knobs import with_knobs
 from qmeter.simulate.load import SimLoad, load_of
 from qmeter.simulate.physics import PhysicsFit
 from qmeter.simulate.quick import quick
-from qmeter.simulate.validate import by_deployment
+from qmeter.simulate.validate import by_deployment, cached
 from qmeter.store import open_results
 from qmeter.tune.space import PARALLEL, POWER, Point
 from qmeter.tune.spec import Tuning
@@ -101,10 +101,10 @@ def calibrations(source: str, wanted: Iterable[Kind]) -> Known:
         whole = all(any(w.fits(h) for h in have) for w in wanted)
         if whole:
             groups = [g for g, h in zip(groups, have, strict=True) if any(w.fits(h) for w in wanted)]
-        found, faults = [], []
+        found, faults, tables = [], [], cached(results.tables)
         for group in groups:
             try:
-                found.append(calibrate(group, results.tables))
+                found.append(calibrate(group, tables))
             except AnalysisError as error:
                 faults.append(error)
         if not found:
@@ -112,7 +112,7 @@ def calibrations(source: str, wanted: Iterable[Kind]) -> Known:
         physics = None
         if not whole:
             with contextlib.suppress(QMeterError):
-                physics = fit_records(groups, results.tables, hold_out=False)
+                physics = fit_records(groups, tables)
     devices = sorted({str(c.deployment["device"]) for c in found})
     if len(devices) > 1 and any(w.device == "auto" for w in wanted):
         raise AnalysisError(f"{source} holds records of several devices: {', '.join(devices)}",
