@@ -31,7 +31,7 @@ from qmeter.simulate.validate import (
 )
 from qmeter.store import open_results
 
-PROFILES = ("h200-8b-grid", "h200-70b", "h200-models", "h100-x2-8b-parallelism", "h100-models")
+PROFILES = ("h200-8b-grid", "h200-70b", "h200-models", "h100-x2-8b-parallelism", "h100-models", "h100-8b-grid")
 SHOWN = ("tpot_mean_s", "ttft_p50_s", "ttft_p99_s", "throughput_tok_s", "j_per_output_token", "power_mean_w")
 
 
