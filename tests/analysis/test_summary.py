@@ -107,6 +107,21 @@ def test_settings_of_one_engine_are_deployments_of_their_own_never_repeats() -> 
     assert [d.key.label for d in alike.deployments] == ["a"] and len(alike.deployments[0].points[0].cells) == 2
 
 
+def test_cells_of_one_deployment_that_the_engine_served_unlike_are_told() -> None:
+    """GIVEN three repeats, one of them by another kernel and one by another version that names none WHEN summarised
+    THEN the page's notes say so, and nothing where all are alike."""
+    own = [EffectiveConfig(kernel="Cutlass", engine_version="0.25"), EffectiveConfig(kernel="DeepGemm"),
+           EffectiveConfig(kernel="Cutlass", engine_version="0.26")]  # fmt: skip
+    made = [record("a", repeat=k).model_copy(update={"effective": e}) for k, e in enumerate(own)]
+    [found] = summarise(made).deployments
+    assert found.notes == (
+        "the cells of a were not served alike: engine version 0.25 in 1 cell, 0.26 in 1 cell",
+        "the cells of a were not served alike: kernel Cutlass in 2 cells, DeepGemm in 1 cell",
+    )
+    [alike] = summarise(made[:1]).deployments
+    assert alike.notes == ()
+
+
 def test_more_goodput_wins_over_everything_after_it() -> None:
     r = decide(
         record("ref", 4), record("ref", 8, attained=0.2), record("a", 4), record("a", 8, energy=3.0, weights=900)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -193,6 +193,7 @@ def _deployment(key: DeploymentKey, records: Sequence[Record], confidence: float
     verified = next((r.verification for r in reversed(records) if r.verification), None)
     effective = next((r.effective for r in reversed(records) if r.effective), None)
     notes = tuple(dict.fromkeys(str(n) for r in records for n in r.provenance.model.get("notes", ())))
+    notes = (*notes, *_unlike(key, records))
     asked = last.cell.get("quality", {}).get("reference")
     return Deployment(
         key=key,
@@ -204,6 +205,21 @@ def _deployment(key: DeploymentKey, records: Sequence[Record], confidence: float
         is_reference=asked is not None and asked == key.method,
         notes=notes,
     )
+
+
+SHARED = ("engine_version", "kernel", "weight_type", "activation_type", "kv_type", "token_budget", "max_sequences")
+"""What the engine reports of itself that cells taken for one deployment should share."""
+
+
+def _unlike(key: DeploymentKey, records: Sequence[Record]) -> list[str]:
+    """What the engine reported differently in cells of one deployment, which are pooled all the same, in words."""
+    out = []
+    for name in SHARED:
+        seen = Counter(str(v) for r in records if r.effective and (v := getattr(r.effective, name)) is not None)
+        if len(seen) > 1:
+            each = ", ".join(f"{value} in {n} cell{'s' if n > 1 else ''}" for value, n in seen.most_common())
+            out.append(f"the cells of {key.label} were not served alike: {name.replace('_', ' ')} {each}")
+    return out
 
 
 def _point(key: DeploymentKey, records: Sequence[Record], confidence: float) -> Point | None:
