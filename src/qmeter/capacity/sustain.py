@@ -162,11 +162,9 @@ def sustain(
         words = f"{binds}{least[0]}"
         return Capacity(offer.name, mix, Quantity.of(0.0, "1/s", why=words), (idle,), words, replicas,
                         lonely_s=least[1])  # fmt: skip
-    sustained, bounded = rate, ""
-    if not allow_extrapolation:
-        rate, bounded = _highest_covered(offer, pool, requests, rate, how.tolerance)
-        binds = f"what was measured ({bounded})" if bounded else binds
-    notes = _covered(offer, pool, requests, rate, allow_extrapolation)
+    sustained = rate
+    rate, bounded, notes = _covered(offer, pool, requests, rate, how.tolerance, allow_extrapolation)
+    binds = f"what was measured ({bounded})" if bounded else binds
     found = [
         search.highest(Pool.of(offer, replicas, draw=d, seed=seed, noises=pool), near=sustained)[0]
         for d in range(draws)
@@ -271,32 +269,32 @@ def _lengths_covered(offer: Offer, pool: Pool, requests: Sample, allow: bool) ->
     check(offer.calibration, whole, one, allow=allow)
 
 
-def _covered(offer: Offer, pool: Pool, requests: Sample, rate: float, allow: bool) -> tuple[str, ...]:
-    """Notes on the support of one replica at the rate found.
+def _covered(
+    offer: Offer, pool: Pool, requests: Sample, rate: float, tolerance: float, allow: bool
+) -> tuple[float, str, tuple[str, ...]]:
+    """The highest rate up to ``rate`` that the calibration covers, the end of what it covers where that is less, and
+    notes on one replica's support there. With ``allow``: ``rate`` as it is.
 
     Raises:
-        AnalysisError: out of the calibration's support and not allowed.
+        AnalysisError: not even near zero load is covered, and it is not allowed.
     """
-    return check(offer.calibration, *_steps(pool, requests, rate), allow=allow)
-
-
-def _highest_covered(offer: Offer, pool: Pool, requests: Sample, rate: float, tolerance: float) -> tuple[float, str]:
-    """The highest rate up to ``rate`` that the calibration covers, and the end of what it covers where that is less.
-
-    Not even near zero load covered: ``rate`` as it is, for :func:`_covered` to refuse.
-    """
-
-    def lacks(at: float) -> str | None:
-        return beyond(offer.calibration, *_steps(pool, requests, at))
-
-    why, low, high = lacks(rate), rate / LONELY, rate
-    if why is None or lacks(low) is not None:
-        return rate, ""
+    steps = _steps(pool, requests, rate)
+    why = None if allow else beyond(offer.calibration, *steps)
+    if why is None:
+        return rate, "", check(offer.calibration, *steps, allow=allow)
+    low, high = rate / LONELY, rate
+    least = _steps(pool, requests, low)
+    if beyond(offer.calibration, *least) is not None:
+        return rate, "", check(offer.calibration, *steps, allow=False)  # which refuses
     while high - low > tolerance * high:
         middle = (low + high) / 2
-        less = lacks(middle)
-        low, high, why = (middle, high, why) if less is None else (low, middle, less)
-    return low, why
+        steps = _steps(pool, requests, middle)
+        less = beyond(offer.calibration, *steps)
+        if less is None:
+            low, least = middle, steps
+        else:
+            high, why = middle, less
+    return low, why, check(offer.calibration, *least, allow=False)
 
 
 def _steps(pool: Pool, requests: Sample, rate: float) -> tuple[SimLoad, SimResult]:
